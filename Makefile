@@ -1,0 +1,68 @@
+# Everything is set up by the first call, in .venv; the next ones start at once. `make help` lists the targets.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := dev,qlora,judge,maths,bench
+
+# Two workers with one thread each: on two busy cores, two PyTorch threads are many times slower than one
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test prep outputs readme sync check-outputs docs dist clean
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter (3.10 or newer), WORKERS=N the number of parallel tests."
+
+setup: $(READY)  ## Make .venv and install the package with its tools (every other target does this first)
+
+$(READY): settings.ini setup.py constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no '$(PYTHON)' here. Install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), and ivgr needs 3.10 or newer. Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "make: $(PYTHON) could not make a virtual environment (Debian and Ubuntu: install python3-venv)" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once; PyTorch is large, so this takes minutes) ..."
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(READY)  ## Train the small policy that ships with the package and report on it, in runs/demo
+	@$(BIN)/ivgr demo --out runs/demo
+
+test: $(READY)  ## Run every notebook and everything in tests/, in one pytest run
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal nbs tests
+
+prep: $(READY)  ## Before a commit: export the modules, test, clean the notebooks, write README.md
+	@$(BIN)/nbdev_export
+	@$(MAKE) --no-print-directory test
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python tools/readme.py
+
+outputs: $(READY)  ## Run the notebooks and store what they print and draw (NB=nbs/01_boxes.ipynb for one)
+	@$(BIN)/python tools/outputs.py --workers $(WORKERS) $(NB)
+
+check-outputs: $(READY)  ## Run the notebooks again and fail where that gives other outputs than the stored ones
+	@$(BIN)/python tools/outputs.py --check --workers $(WORKERS) $(NB)
+
+readme: $(READY)  ## Write README.md from nbs/index.ipynb
+	@$(BIN)/python tools/readme.py
+
+sync: $(READY)  ## Fail unless notebooks, modules and README.md, as committed, agree
+	@$(BIN)/python tools/sync.py
+
+docs: $(READY)  ## Build the website in _docs/ (needs Quarto; without it, only prepares the pages in _proc/)
+	@$(BIN)/python -c 'from nbdev.quarto import refresh_quarto_yml as r; from nbdev.serve import proc_nbs as p; r(); p(force=True)'
+	@if command -v quarto >/dev/null; then cd _proc && quarto render --no-cache && rm -rf ../_docs && mv _docs ..; \
+	 else echo "Quarto is not installed: the pages are prepared in _proc/, but not rendered. Install Quarto and run this again."; fi
+
+dist: $(READY)  ## Build the source archive and the wheel in dist/
+	@rm -rf dist
+	@$(BIN)/python -m build
+
+clean:  ## Remove what the other targets made, but not runs/
+	rm -rf $(VENV) dist build _docs _proc *.egg-info .pytest_cache .hypothesis

@@ -1,0 +1,87 @@
+"The project's own files agree with each other: pins with requirements, website and index with the notebooks"
+import json,re,subprocess,sys
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+import ivgr,pytest,yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = {p.name for p in (ROOT/'nbs').glob('[!_.]*.ipynb')}
+
+def settings():
+    cfg = ConfigParser(delimiters='=', interpolation=None)
+    cfg.read(ROOT/'settings.ini')
+    return cfg['DEFAULT']
+
+def norm(name): return re.sub(r'[-_.]+', '-', name).lower()
+
+def pins():
+    reqs = [Requirement(l) for l in (ROOT/'constraints.txt').read_text().splitlines() if l and l[0]!='#']
+    used = [(norm(r.name), str(r.specifier)[2:]) for r in reqs if r.marker is None or r.marker.evaluate()]
+    assert len(used)==len(dict(used)), "a package is pinned twice"
+    return dict(used)
+
+def needed():
+    "Names of all that the package and its extras bring in, less what only some platforms need"
+    seen,todo = set(),[(Requirement(r),'') for k,v in settings().items() if k.endswith('requirements') for r in v.split()]
+    while todo:
+        req,extra = todo.pop()
+        name = norm(req.name)
+        if req.marker is not None and ('platform' in str(req.marker) or not req.marker.evaluate({'extra':extra})): continue
+        for e in ['', *req.extras]:
+            if (name,e) in seen: continue
+            seen.add((name,e))
+            todo += [(Requirement(r), e) for r in metadata.requires(name) or []]
+    return {name for name,_ in seen}
+
+def test_all_that_is_installed_is_pinned():
+    assert needed() <= pins().keys()
+
+def test_pins_are_within_the_ranges_of_settings_ini():
+    have = pins()
+    for k,v in settings().items():
+        if k.endswith('requirements'):
+            for r in map(Requirement, v.split()): assert r.specifier.contains(have[norm(r.name)]), f"{k}: {r}"
+
+def _notebooks_in(x):
+    if isinstance(x, str): return [x] if x.endswith('.ipynb') else []
+    return [n for y in (x.values() if isinstance(x, dict) else x) for n in _notebooks_in(y)]
+
+def test_sidebar_lists_every_notebook_once():
+    listed = _notebooks_in(yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text()))
+    assert sorted(listed)==sorted(NOTEBOOKS)
+
+def test_index_lists_every_notebook():
+    text = ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'])
+    assert set(re.findall(r'\]\((\w+\.ipynb)\)', text))==NOTEBOOKS-{'index.ipynb'}
+
+@pytest.mark.parametrize('path', ['nbs/index.ipynb', 'README.md', 'CONTRIBUTING.md', 'Makefile', '.ci/run'])
+def test_every_make_target_that_is_mentioned_exists(path):
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(), flags=re.M))
+    text = (ROOT/path).read_text()
+    for m in re.findall(r'(?:`|^|^ *"|run: )make ([a-z][a-z -]*)', text, flags=re.M):
+        assert set(m.split()) <= targets, f"make {m}"
+
+def test_versions_agree():
+    version = settings()['version']
+    assert yaml.safe_load((ROOT/'CITATION.cff').read_text())['version']==version
+    assert f'## {version}' in (ROOT/'CHANGELOG.md').read_text()
+    assert ivgr.__version__==version
+
+def test_a_failing_and_a_hanging_notebook_fail(tmp_path):
+    "The collector in conftest.py reports the error, skips what nbdev_test skips, and enforces its limit"
+    def nb(name, *cells):
+        cells = [dict(cell_type='code', execution_count=None, id=str(i)*8, metadata={}, outputs=[], source=s)
+                 for i,s in enumerate(cells)]
+        (tmp_path/name).write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    nb('good.ipynb', 'x = 1', '#| slow\n1/0', '#| eval: false\n1/0', 'assert x==1')
+    nb('bad.ipynb', 'x = 1', 'assert x==2, "planted"')
+    nb('hangs.ipynb', 'import time', 'time.sleep(60)')
+    nb('_draft.ipynb', '1/0')
+    (tmp_path/'conftest.py').write_text((ROOT/'conftest.py').read_text())
+    for f in ('settings.ini',): (tmp_path/f).write_text((ROOT/f).read_text())
+    r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--nb-limit', '8', '.'],
+                       cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert r.returncode==1 and '2 failed, 1 passed' in r.stdout, r.stdout+r.stderr
+    assert 'planted' in r.stdout and 'stopped after 8 s' in r.stdout and '_draft' not in r.stdout
