@@ -1,0 +1,185 @@
+"Rewards on long tables and on generated input"
+import math
+
+import pytest
+import torch
+from hypothesis import given,settings,strategies as st
+
+from ivgr.boxes import Frame,paper_box_reward
+from ivgr.core import InputError,Parsed,Reward,Rollout,Sample,Stream
+from ivgr.rewards import (SINGLE_WEIGHTS,WEIGHTS,accuracy,base_reward,format_reward,picks,read_options,totals,
+                          true_boxes)
+
+WORDS = "red orange yellow green cyan blue purple black left right above below".split()
+ASKED = "What colour is the top of the red tile?\n(A) blue\n(B) green\n(C) black"
+
+# truth, question: right replies; wrong replies
+TABLE = [
+    ("B", "", ["B", "b", "(B)", "(b)", "B.", "b.", "B)", "[B]", "**B**", "**B.** green", " B \n", "(B) green",
+               "B. green", "B: green", "B, green", "B - green", "B green", "green (B)", "The answer is B",
+               "The answer is (b).", "Answer: B", "Option B", "The correct answer is option B.",
+               "So, the final answer is **(B)**.", "(B) is correct", "I think B", r"\boxed{B}"],
+              ["A", "(A) green", "A or B", "a or b", "A, B", "a,b", "A/B", "AB", "(A) (B)", "(A) or (B)", "B. No, C",
+               "The answer is B, not A", "blue (A) (B)", "green", "Because", "bee", "", "  ", None, "?", "option",
+               "The answer is"]),
+    ("(B)", "", ["B", "b.", "(B)"], ["A", "A and B"]),
+    ("b.", "", ["B", "(b)"], ["A", "A and B"]),
+    ("I", "", ["I", "(I)", "i."], ["II", "1", "A"]),
+    ("B", ASKED, ["B", "(b)", "green", "Green.", "the green", "The answer is green.", "(B) green",
+                 "The answer is (B) green."],
+                 ["blue", "(B) blue", "(A) green", "green or blue", "D", "B or D", "(A) blue (B) green", "red", "A"]),
+    ("green", ASKED, ["B", "(b)", "(B) green", "Option B", "green"], ["A", "(A) green", "(B) blue", "A or B", "blue"]),
+    ("(B) green", ASKED, ["B", "green", "(B) green"], ["A", "blue", "(B) blue", "(A) green"]),
+    ("B. green", ASKED, ["(B)", "green", "(B) green"], ["A", "blue", "(B) blue", "(A) green"]),
+    ("D", ASKED, ["D", "(d)"], ["A", "blue"]),    # the data are wrong, the comparison is not
+    ("red", ASKED, ["red"], ["A", "blue"]),
+    ("A", "?\n(A) vitamin C\n(B) iron\n(C) zinc", ["A", "vitamin C", "(A) vitamin C"], ["C", "zinc", "(C) vitamin C"]),
+    ("vitamin C", "?\n(A) vitamin C\n(B) iron\n(C) zinc", ["A", "vitamin C"], ["C", "zinc"]),
+    ("A", "?\n(A) B\n(B) A", ["A", "(A) B"], ["B", "(B) A", "(B)"]),
+    ("blue", "", ["blue", "Blue.", "  BLUE ", '"blue"', "the blue", "The answer is blue.", "(B) blue", "A: blue"],
+                 ["green", "not blue", "blue green", "B", "(A) (B) blue", "blues"]),
+    ("(B) blue", "", ["blue", "B", "(B) blue", "b. blue"], ["(C) blue", "C", "green", "A or B"]),
+    ("vitamin C", "", ["vitamin C", "Vitamin c."], ["C", "vitamin"]),
+    ("left of", "", ["left\nof", "Left of."], ["left", "right of"]),
+    ("the cat", "", ["a cat", "cat", "The cat."], ["the dog", "the"]),
+    ("5", "", ["5", "5.", "The answer is 5.", "(5)", "$5$"], ["-5", ".5", "5%", "5'", "15", "5 5"]),
+    ("23", "", ["23"], ["2**3", "2 3", "2*3"])]
+TABLE = [(r, t, q, want) for t,q,*replies in TABLE for rs,want in zip(replies, (1, 0)) for r in rs]
+
+@pytest.mark.parametrize("reply,truth,question,right", TABLE)
+def test_accuracy(reply, truth, question, right): assert accuracy(reply, truth, question) == right
+
+FORMS = ["{l}", "({l})", "{l}.", "{l})", "[{l}]", "**{l}**", "({l}) {t}", "{l}. {t}", "{l}: {t}", "{l}) {t}",
+         "The answer is {l}", "The answer is ({l}) {t}.", "Answer: {l}", "So the correct option is ({l}).", " {l}\n"]
+
+@st.composite
+def choices(draw):
+    "A question with options, the right letter, a form of answer"
+    options = dict(zip("ABCD", draw(st.lists(st.sampled_from(WORDS), min_size=2, max_size=4, unique=True))))
+    style = draw(st.sampled_from(["\n({}) {}", "\n{}. {}", "\n{}) {}", " ({}) {}"]))
+    question = "Which one?"+"".join(style.format(l, t) for l,t in options.items())
+    return question, options, draw(st.sampled_from(sorted(options)))
+
+@settings(max_examples=200, deadline=None)
+@given(choices(), st.sampled_from(FORMS), st.booleans(), st.data())
+def test_a_choice_in_any_form(choice, form, lower, data):
+    question,options,letter = choice
+    assert read_options(question) == options
+    other = data.draw(st.sampled_from([l for l in options if l!=letter]))
+    say = lambda l,t: form.format(l=l.lower() if lower else l, t=t)
+    for truth in (letter, f"({letter})", options[letter], f"({letter}) {options[letter]}"):
+        assert accuracy(say(letter, options[letter]), truth, question) == 1
+        assert accuracy(options[letter], truth, question) == 1
+        assert accuracy(say(other, options[other]), truth, question) == 0
+        assert accuracy(options[other], truth, question) == 0
+        assert accuracy(f"({letter}) or ({other})", truth, question) == 0
+        assert accuracy(f"{letter}, {other}", truth, question) == 0
+        assert accuracy(f"({other}) {options[letter]}", truth, question) == 0
+        if truth!=options[letter]:  # a letter needs no options
+            assert accuracy(say(letter, options[letter]), truth) == 1
+    assert len(picks(say(letter, options[letter]), options)) == 1
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(), st.text(), st.text())
+def test_accuracy_takes_any_text(answer, truth, question):
+    if not truth.strip():
+        with pytest.raises(InputError): accuracy(answer, truth, question)
+        return
+    assert accuracy(answer, truth, question) in (0., 1.)
+    assert accuracy(truth, truth, question) == 1.
+    assert accuracy(f" {truth}\n", truth, question) == 1.
+    assert not answer.strip() or accuracy(answer, answer) == 1.
+    picks(answer, read_options(question))
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-999, 999), st.integers(-999, 999))
+def test_numbers_are_told_apart(a, b): assert accuracy(f"The answer is {a}.", str(b)) == (a==b)
+
+@pytest.mark.parametrize("args", [("B", None), ("B", ""), ("B", 2), (["B"], "B"), ("B", "B", None)])
+def test_bad_answers_are_named(args):
+    with pytest.raises(InputError): accuracy(*args)
+
+# --- format and parts ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stream", Stream)
+@pytest.mark.parametrize("well_formed", [True, False])
+@pytest.mark.parametrize("wrote_boxes", [True, False])
+def test_format(stream, well_formed, wrote_boxes):
+    want = well_formed and (not wrote_boxes or stream is Stream.GROUNDED)
+    got = format_reward(Parsed("I look.", "blue", well_formed=well_formed, wrote_boxes=wrote_boxes), stream)
+    assert got == want and isinstance(got, float)
+
+FRAMES = [Frame.unit1000(), Frame.resized(84, 56), Frame.original(200, 100)]
+box = st.tuples(*[st.integers(0, 40)]*2, *[st.integers(1, 40)]*2).map(lambda b: (b[0], b[1], b[0]+b[2], b[1]+b[3]))
+boxes = st.lists(box, min_size=1, max_size=4, unique=True)
+
+@settings(max_examples=200, deadline=None)
+@given(boxes, boxes, st.sampled_from(FRAMES), st.integers(0, 3))
+def test_box_part_does_not_depend_on_the_frame(written, target, frame, n_invalid):
+    sample = Sample("s", (), "Which?", "blue", tuple(target))
+    def part(frame, **kw):
+        own = true_boxes(Sample("s", (), "", "x", tuple(written)), frame, (200, 100)).tolist()
+        p = Parsed("I look.", "blue", tuple(map(tuple, own)), well_formed=True, wrote_boxes=True, **kw)
+        return base_reward(Rollout(Stream.GROUNDED, [], [], "", parsed=p), sample, frame, (200, 100)).parts
+    parts = part(frame)
+    assert parts["format"] == parts["accuracy"] == 1.
+    assert math.isclose(parts["box"], part(Frame.original(200, 100))["box"], abs_tol=1e-9)
+    assert parts["box"] <= float(paper_box_reward(written, target))+1e-9
+    assert part(frame, invalid_boxes=n_invalid)["box"] <= parts["box"]
+
+def test_parts_of_each_stream():
+    sample = Sample("s", (), "Which?", "blue", ((0, 0, 10, 10),))
+    roll = lambda stream: Rollout(stream, [], [], "", parsed=Parsed("I look.", "blue", well_formed=True))
+    got = {s: base_reward(roll(s), sample, FRAMES[0], (100, 100)).parts for s in Stream}
+    assert got == {Stream.GROUNDED: dict(format=1., accuracy=1., box=0.), Stream.SINGLE: dict(format=1., accuracy=1.),
+                   Stream.TEXTUAL: dict(format=1., accuracy=1., consistency=None)}
+
+# --- totals --------------------------------------------------------------------------------------------------------
+
+part = st.one_of(st.none(), st.floats(0, 1))
+parts = st.fixed_dictionaries(dict(format=st.floats(0, 1), accuracy=part, consistency=part))
+group = st.lists(parts, min_size=1, max_size=8)
+weights = st.fixed_dictionaries(dict.fromkeys(WEIGHTS, st.floats(0, 3)))
+
+def totals_slowly(parts, weights):
+    "The rule in words: a missing part is the mean of those that are there, or is not there at all"
+    out = []
+    for p in parts:
+        total = 0.
+        for name,value in p.items():
+            have = [q[name] for q in parts if q[name] is not None]
+            if have: total += weights[name]*(value if value is not None else math.fsum(have)/len(have))
+        out.append(total)
+    return out
+
+@settings(max_examples=200, deadline=None)
+@given(group, weights)
+def test_totals_agree_with_the_rule(parts, weights):
+    got = totals([Reward(p) for p in parts], weights)
+    assert got.dtype==torch.float32 and got.shape==(len(parts),)
+    assert torch.allclose(got, torch.tensor(totals_slowly(parts, weights)), atol=1e-5)
+
+@settings(max_examples=200, deadline=None)
+@given(group, st.randoms())
+def test_missing_neither_helps_nor_hurts(parts, rng):
+    full = [dict(p, format=1., accuracy=1.) for p in parts]  # all else equal
+    r = totals([Reward(p) for p in full])
+    centred = r-r.mean()
+    assert all(abs(c)<1e-5 for c,p in zip(centred, full) if p["consistency"] is None)
+    have = totals([Reward(p) for p in full if p["consistency"] is not None])
+    if len(have): assert torch.allclose(have.mean(), r.mean(), atol=1e-5)  # nobody else's advantage is moved either
+    order = list(range(len(parts)))
+    rng.shuffle(order)
+    assert torch.allclose(totals([Reward(full[i]) for i in order]), r[order], atol=1e-6)
+
+def test_totals_of_the_single_stream():
+    assert totals([Reward(dict(format=1., accuracy=1.))], SINGLE_WEIGHTS).tolist() == [2.5]
+
+def test_a_part_left_out_counts_as_missing():
+    assert totals([Reward(dict(format=1., box=.5)), Reward(dict(format=1.))]).tolist() == [1.5, 1.5]
+
+@pytest.mark.parametrize("parts,weights,named", [
+    (dict(formt=1.), None, "'formt'"), (dict(format=math.inf), None, "inf"), (dict(format=math.nan), None, "nan"),
+    (dict(format=1.), dict(format=math.nan), "nan"), (dict(format=1., box=1.), dict(format=1.), "'box'")])
+def test_bad_parts_are_named(parts, weights, named):
+    with pytest.raises(InputError, match=named): totals([Reward(parts)], weights)
