@@ -38,8 +38,8 @@ class Facts(NamedTuple):
     tops: frozenset = frozenset()       # (tile, colour of its upper half)
     relations: frozenset = frozenset()  # (axis, first, second): left of (`x`) or above (`y`)
 
-# %% ../nbs/05_judge.ipynb #547b9636
-_BOX = re.compile(r"<box>.*?</box>", re.S)
+# %% ../nbs/05_judge.ipynb #9502d69d
+_BOX = re.compile(r"<box>[^<]*</box>")
 _TILE = re.compile(r"\b(?:the|an?) ([a-z]+) tile\b")
 _REGION = re.compile(r"the ([a-z]+) tile is in the (upper|middle|lower) (left|cent(?:re|er)|right)")
 _TOP = re.compile(r"(?:its top|the top of the ([a-z]+) tile) is ([a-z]+)")

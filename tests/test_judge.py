@@ -203,6 +203,12 @@ def test_bad_pairs_are_named(pairs):
 def test_facts_need_text():
     with pytest.raises(InputError, match=r"\['a'\]"): read_facts(["a"])
 
+@pytest.mark.parametrize("junk", ["<box>", "the red tile ", "<box>[1,", "the ", " ", "the top of "])
+def test_a_runaway_reply_is_read_in_no_time(junk):
+    t = time.process_time()
+    read_facts(junk*5000)
+    assert time.process_time()-t<1
+
 def test_fast():
     rng,judge = random.Random(0), RubricJudge()
     cands = [c for c,_ in BESIDE_TABLE]
