@@ -62,7 +62,8 @@ docs: $(READY)  ## Build the website in _docs/ (needs Quarto; without it, only p
 
 dist: $(READY)  ## Build the source archive and the wheel in dist/
 	@rm -rf dist
-	@$(BIN)/python -m build
+	@$(BIN)/python -m build -q
+	@ls dist
 
 clean:  ## Remove what the other targets made, but not runs/
 	rm -rf $(VENV) dist build _docs _proc *.egg-info .pytest_cache .hypothesis

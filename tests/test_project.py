@@ -1,5 +1,5 @@
 "The project's own files agree with each other: pins with requirements, website and index with the notebooks"
-import json,re,subprocess,sys
+import json,re,shutil,subprocess,sys
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
@@ -69,19 +69,25 @@ def test_versions_agree():
     assert f'## {version}' in (ROOT/'CHANGELOG.md').read_text()
     assert ivgr.__version__==version
 
-def test_a_failing_and_a_hanging_notebook_fail(tmp_path):
-    "The collector in conftest.py reports the error, skips what nbdev_test skips, and enforces its limit"
+def _pytest(top, *args):
+    r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *args], cwd=top,
+                       stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return r.returncode, r.stdout+r.stderr
+
+def test_notebooks_are_collected_skipped_failed_and_stopped(tmp_path):
+    "The collector in conftest.py: as `nbdev_test`, with a limit, and it says what failed"
     def nb(name, *cells):
         cells = [dict(cell_type='code', execution_count=None, id=str(i)*8, metadata={}, outputs=[], source=s)
                  for i,s in enumerate(cells)]
         (tmp_path/name).write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
-    nb('good.ipynb', 'x = 1', '#| slow\n1/0', '#| eval: false\n1/0', 'assert x==1')
+    for f in ('conftest.py', 'settings.ini'): shutil.copy(ROOT/f, tmp_path)
+    nb('good.ipynb', 'x = 1', '#| slow\nx = 2', '#| eval: false\n1/0', 'assert x==1')
     nb('bad.ipynb', 'x = 1', 'assert x==2, "planted"')
-    nb('hangs.ipynb', 'import time', 'time.sleep(60)')
     nb('_draft.ipynb', '1/0')
-    (tmp_path/'conftest.py').write_text((ROOT/'conftest.py').read_text())
-    for f in ('settings.ini',): (tmp_path/f).write_text((ROOT/f).read_text())
-    r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--nb-limit', '8', '.'],
-                       cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert r.returncode==1 and '2 failed, 1 passed' in r.stdout, r.stdout+r.stderr
-    assert 'planted' in r.stdout and 'stopped after 8 s' in r.stdout and '_draft' not in r.stdout
+    rc,out = _pytest(tmp_path, '.')
+    assert rc==1 and '1 failed, 1 passed' in out and 'planted' in out and '_draft' not in out, out
+    rc,out = _pytest(tmp_path, '--nb-flags', 'slow', 'good.ipynb')
+    assert rc==1 and '1 failed' in out, out  # now the slow cell ran
+    nb('bad.ipynb', 'import time; time.sleep(60)')
+    rc,out = _pytest(tmp_path, '--nb-limit', '4', 'bad.ipynb')
+    assert rc==1 and 'stopped after 4 s' in out and 'bad.ipynb' in out, out
