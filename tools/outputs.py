@@ -39,9 +39,10 @@ def execute(path):
         if cell.cell_type!='code': continue
         marks = extract_directives(cell, remove=False)
         if marks.get('eval:', [''])[0].lower()=='false' or skip & marks.keys() or 'nbdev_export(' in cell.source: continue
-        stored[i] = cell.outputs
-        cell.outputs = [o for o in shell.run(cell.source) if o.get('name')!='stderr']
+        stored[i],cell.outputs = cell.outputs,[]
+        shell.cell(cell)
         if shell.exc: sys.exit(shell.prettytb(fname=path))
+        cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr']
     clean_nb(nb, clean_ids=cfg.clean_ids)
     for i,outs in stored.items(): _keep_same_figures(outs, nb.cells[i].outputs)
     return nb2str(nb)

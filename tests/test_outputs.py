@@ -1,0 +1,46 @@
+"tools/outputs.py stores what a notebook gives, keeps what was skipped, and its check sees each difference"
+import json,shutil,subprocess,sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FIGURE = "import matplotlib.pyplot as plt\n\nfig,ax = plt.subplots(figsize=(1,1))\nax.plot([0,1]);"
+
+def cell(i, source, *text):
+    outs = [dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':list(text)})] if text else []
+    return dict(cell_type='code', execution_count=None, id=str(i)*8, metadata={}, outputs=outs, source=source)
+
+@pytest.fixture
+def project(tmp_path):
+    for d in ('nbs', 'tools'): (tmp_path/d).mkdir()
+    for f in ('settings.ini', 'tools/outputs.py'): shutil.copy(ROOT/f, tmp_path/f)
+    cells = [cell(0, '1+1'), cell(1, '#| slow\n2+2', 'kept'), cell(2, FIGURE), cell(3, 'import sys; print("no", file=sys.stderr)')]
+    nb = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
+    (tmp_path/'nbs/a.ipynb').write_text(json.dumps(nb))
+    return tmp_path
+
+def outputs(top, *args):
+    r = subprocess.run([sys.executable, 'tools/outputs.py', *args], cwd=top, stdin=subprocess.DEVNULL,
+                       capture_output=True, text=True)
+    return r.returncode, r.stdout+r.stderr
+
+def read(top): return json.loads((top/'nbs/a.ipynb').read_text())
+def write(top, nb): (top/'nbs/a.ipynb').write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)+'\n')
+
+def test_store_then_check(project):
+    assert outputs(project)[0]==0
+    two,kept,figure,err = [c['outputs'] for c in read(project)['cells']]
+    assert two[0]['data']['text/plain']==['2'] and kept[0]['data']['text/plain']==['kept']
+    assert 'image/png' in figure[0]['data'] and err==[]
+    rc,out = outputs(project, '--check')
+    assert rc==0 and 'a.ipynb: same' in out, out
+
+    nb = read(project)
+    nb['cells'][0]['outputs'][0]['data']['text/plain'] = ['3']
+    write(project, nb)
+    bad = dict(cells=[cell(0, 'x = 0'), cell(1, '1/x')], metadata={}, nbformat=4, nbformat_minor=5)
+    (project/'nbs/b.ipynb').write_text(json.dumps(bad))
+    rc,out = outputs(project, '--check')
+    assert rc==1 and '"3"' in out and '"2"' in out, out
+    assert 'b.ipynb: failed' in out and 'ZeroDivisionError' in out, out
+    assert read(project)==nb  # a check writes nothing
