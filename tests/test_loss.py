@@ -68,8 +68,25 @@ def test_value_is_that_of_the_slow_loop(b, s):
     n = b['mask'].sum().item()
     assert loss.item() == pytest.approx(slow(b, **s)/n, rel=1e-9, abs=1e-9)
     assert stats['tokens'] == n
-    assert all(0<=stats[k]<=1 for k in ('clip_low', 'clip_high', 'clip_dual')) and stats['kl']>=0
     assert not any(v.requires_grad for v in stats.values())
+
+
+@many
+@given(batches(), run_settings)
+def test_stats_are_means_over_the_mask(b, s):
+    edges = [1-s['clip_low'], 1+s['clip_high']] + ([] if s['dual_clip'] is None else [s['dual_clip']])
+    ratio = (b['logp']-b['old_logp']).detach().exp()
+    assume(not any(((ratio-e).abs()<1e-9).any() for e in edges))
+    _,stats = policy_loss(**b, **s)
+    tokens = [(rho, A, x) for rhos,A,xs,ms in zip(ratio.tolist(), b['advantages'].tolist(),
+                                                  (b['ref_logp']-b['logp']).tolist(), b['mask'].tolist())
+              for rho,x,m in zip(rhos, xs, ms) if m]
+    dual = math.inf if s['dual_clip'] is None else s['dual_clip']
+    want = dict(clip_low=[A<0 and rho<1-s['clip_low'] for rho,A,_ in tokens],
+                clip_high=[A>0 and rho>1+s['clip_high'] for rho,A,_ in tokens],
+                clip_dual=[A<0 and rho>dual for rho,A,_ in tokens],
+                ratio=[rho for rho,*_ in tokens], kl=[math.exp(x)-x-1 for *_,x in tokens])
+    for k,v in want.items(): assert stats[k].item() == pytest.approx(math.fsum(v)/len(v), rel=1e-9, abs=1e-9), k
 
 
 @many
