@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := dev,qlora,judge,maths,bench
+RECENT := import sys; sys.exit(sys.version_info < (3, 10))
+WANTED := Install Python 3.10 or newer, or name one that you have: make PYTHON=python3.12
 
 # Two workers with one thread each: on two busy cores, two PyTorch threads are many times slower than one
 export OMP_NUM_THREADS ?= 1
@@ -22,12 +24,13 @@ help:  ## Show this list
 setup: $(READY)  ## Make .venv and install the package with its tools (every other target does this first)
 
 $(READY): settings.ini setup.py constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: there is no '$(PYTHON)' here. Install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), and ivgr needs 3.10 or newer. Name another: make PYTHON=python3.12" >&2; exit 1; }
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
-	  { echo "make: $(PYTHON) could not make a virtual environment (Debian and Ubuntu: install python3-venv)" >&2; exit 1; }
-	@echo "Installing into $(VENV) (once; PyTorch is large, so this takes minutes) ..."
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "make: there is no '$(PYTHON)' here. $(WANTED)" >&2; exit 1; }
+	@$(PYTHON) -c '$(RECENT)' || \
+	  { echo "make: '$(PYTHON)' is $$($(PYTHON) -V 2>&1). $(WANTED)" >&2; exit 1; }
+	@$(BIN)/python -c '$(RECENT)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "make: '$(PYTHON)' cannot make a virtual environment (Debian, Ubuntu: install python3-venv)" >&2; exit 1; }
+	@echo "Installing into $(VENV): once, and PyTorch is large, so this takes minutes ..."
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
@@ -56,9 +59,10 @@ sync: $(READY)  ## Fail unless notebooks, modules and README.md, as committed, a
 	@$(BIN)/python tools/sync.py
 
 docs: $(READY)  ## Build the website in _docs/ (needs Quarto; without it, only prepares the pages in _proc/)
-	@$(BIN)/python -c 'from nbdev.quarto import refresh_quarto_yml as r; from nbdev.serve import proc_nbs as p; r(); p(force=True)'
+	@$(BIN)/python -c 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()'
+	@$(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs(force=True)'
 	@if command -v quarto >/dev/null; then cd _proc && quarto render --no-cache && rm -rf ../_docs && mv _docs ..; \
-	 else echo "Quarto is not installed: the pages are prepared in _proc/, but not rendered. Install Quarto and run this again."; fi
+	 else echo "Quarto is not installed: the pages are in _proc/, not rendered. Install Quarto and run this again."; fi
 
 dist: $(READY)  ## Build the source archive and the wheel in dist/
 	@rm -rf dist

@@ -43,8 +43,8 @@ class NotebookItem(pytest.Item):
     def runtest(self):
         limit = self.config.getoption('--nb-limit')
         cmd = [sys.executable, '-c', RUN, str(self.path), str(limit), self.config.getoption('--nb-flags')]
-        proc = subprocess.Popen(cmd, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True, errors='replace', start_new_session=True)
+        proc = subprocess.Popen(cmd, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
         try: out,_ = proc.communicate(timeout=limit)
         except BaseException as e:  # the limit, pytest's own time-out or Ctrl-C: leave no process behind
             with contextlib.suppress(ProcessLookupError): os.killpg(proc.pid, signal.SIGKILL)

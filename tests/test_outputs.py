@@ -7,14 +7,16 @@ ROOT = Path(__file__).parent.parent
 FIGURE = "import matplotlib.pyplot as plt\n\nfig,ax = plt.subplots(figsize=(1,1))\nax.plot([0,1]);"
 
 def cell(i, source, *text):
-    outs = [dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':list(text)})] if text else []
+    out = dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':list(text)})
+    outs = [out] if text else []
     return dict(cell_type='code', execution_count=None, id=str(i)*8, metadata={}, outputs=outs, source=source)
 
 @pytest.fixture
 def project(tmp_path):
     for d in ('nbs', 'tools'): (tmp_path/d).mkdir()
     for f in ('settings.ini', 'tools/outputs.py'): shutil.copy(ROOT/f, tmp_path/f)
-    cells = [cell(0, '1+1'), cell(1, '#| slow\n2+2', 'kept'), cell(2, FIGURE), cell(3, 'import sys; print("no", file=sys.stderr)')]
+    cells = [cell(0, '1+1'), cell(1, '#| slow\n2+2', 'kept'), cell(2, FIGURE),
+             cell(3, 'import sys; print("no", file=sys.stderr)')]
     nb = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
     (tmp_path/'nbs/a.ipynb').write_text(json.dumps(nb))
     return tmp_path

@@ -24,11 +24,13 @@ def pins():
 
 def needed():
     "Names of all that the package and its extras bring in, less what only some platforms need"
-    seen,todo = set(),[(Requirement(r),'') for k,v in settings().items() if k.endswith('requirements') for r in v.split()]
+    ours = [r for k,v in settings().items() if k.endswith('requirements') for r in v.split()]
+    seen,todo = set(),[(Requirement(r),'') for r in ours]
     while todo:
         req,extra = todo.pop()
         name = norm(req.name)
-        if req.marker is not None and ('platform' in str(req.marker) or not req.marker.evaluate({'extra':extra})): continue
+        mark = req.marker
+        if mark is not None and ('platform' in str(mark) or not mark.evaluate({'extra':extra})): continue
         for e in ['', *req.extras]:
             if (name,e) in seen: continue
             seen.add((name,e))

@@ -4,6 +4,7 @@ Cells that `nbdev_test` skips are skipped here and keep their stored outputs; wh
 --check, write nothing and fail where the outputs would change. Figures are compared by their pixels."""
 import argparse,base64,difflib,io,os,subprocess,sys,tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from execnb.nbio import nb2str,read_nb
 
@@ -32,13 +33,13 @@ def execute(path):
     from nbdev.process import NBProcessor,extract_directives
     cfg,nb = get_config(),read_nb(path)
     skip = set(cfg.tst_flags.split())
-    if str2bool(getattr(NBProcessor(path, procs=FrontmatterProc, process=True).nb, 'frontmatter_', {}).get('skip_exec', False)):
-        return nb2str(nb)
+    front = getattr(NBProcessor(path, procs=FrontmatterProc, process=True).nb, 'frontmatter_', {})
+    if str2bool(front.get('skip_exec', False)): return nb2str(nb)
     shell,stored = CaptureShell(path, mpl_format='png'),{}
     for i,cell in enumerate(nb.cells):
         if cell.cell_type!='code': continue
         marks = extract_directives(cell, remove=False)
-        if marks.get('eval:', [''])[0].lower()=='false' or skip & marks.keys() or 'nbdev_export(' in cell.source: continue
+        if marks.get('eval:', [''])[0].lower()=='false' or skip & marks.keys(): continue
         stored[i],cell.outputs = cell.outputs,[]
         shell.cell(cell)
         if shell.exc: sys.exit(shell.prettytb(fname=path))
@@ -77,12 +78,13 @@ def main():
             if new is None: bad,what = bad+1,'failed\n'+err
             elif new==old: what = 'same'
             elif args.check:
-                diff = list(difflib.unified_diff(old.splitlines(), new.splitlines(), 'stored', 'run again', n=2, lineterm=''))
-                bad,what = bad+1,'\n'.join(['differs']+[l[:160] for l in diff[:60]])
+                diff = difflib.unified_diff(old.splitlines(), new.splitlines(), 'stored', 'run again', n=2, lineterm='')
+                bad,what = bad+1,'\n'.join(['differs', *(l[:160] for l in islice(diff, 60))])
             else:
                 path.write_text(new, encoding='utf-8')
                 what = 'stored'
             print(f'{path.name}: {what}', flush=True)
-    if bad: sys.exit(f"{bad} of {len(paths)} notebooks: see above" + ("; `make outputs` stores new outputs" if args.check else ""))
+    hint = '; `make outputs` stores new outputs' if args.check else ''
+    if bad: sys.exit(f"{bad} of {len(paths)} notebooks: see above{hint}")
 
 if __name__=='__main__': main()

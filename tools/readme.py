@@ -15,7 +15,8 @@ _link = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)')
 
 class Filter(FilterDefaults):
     "nbdev's own filter, less what only a website needs"
-    drop = {'FrontmatterProc', 'add_show_docs', 'exec_show_docs', 'clean_show_doc', 'add_links', 'add_fold', 'mv_exports'}
+    drop = {'FrontmatterProc', 'add_show_docs', 'exec_show_docs', 'clean_show_doc', 'add_links', 'add_fold',
+            'mv_exports'}
     def base_procs(self): return [p for p in super().base_procs() if p.__name__ not in self.drop]
 
 def _from_root(m): return m[1] + posixpath.normpath('nbs/'+m[2])  # links are relative to nbs/ in the notebook
@@ -41,7 +42,8 @@ def stale():
     "What would change: a list of paths"
     text,figs = build(ROOT/'nbs/index.ipynb')
     want = {'README.md':text.encode(), **figs}
-    have = {p.relative_to(ROOT).as_posix():p.read_bytes() for p in [ROOT/'README.md', *(ROOT/FIGS).glob('*')] if p.exists()}
+    files = [p for p in [ROOT/'README.md', *(ROOT/FIGS).glob('*')] if p.exists()]
+    have = {p.relative_to(ROOT).as_posix():p.read_bytes() for p in files}
     return [p for p in sorted({*want,*have}) if want.get(p)!=have.get(p)], want
 
 def main():

@@ -32,10 +32,11 @@ def main():
     refresh_quarto_yml()  # nbs/nbdev.yml, from settings.ini
     if off := status():
         sys.exit(f"Not what the notebooks give:\n{off}\n{git('diff', '--stat')}\n"
-                 "Edit the notebook, never the module; then `make prep` and commit. `git diff` shows what changed here.")
+                 "Edit the notebook, never the module; then `make prep` and commit. `git diff` shows the changes.")
 
     import readme
-    if diff := readme.stale()[0]: sys.exit(f"{', '.join(diff)}: not what nbs/index.ipynb says; run `make readme`, commit")
+    if diff := readme.stale()[0]:
+        sys.exit(f"{', '.join(diff)}: not what nbs/index.ipynb says; run `make readme` and commit the result")
     print("Notebooks, modules and README.md agree.")
 
 if __name__=='__main__': main()
