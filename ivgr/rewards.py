@@ -137,7 +137,7 @@ def base_reward(
     if rollout.stream==Stream.TEXTUAL: parts["consistency"] = None
     return Reward(parts)
 
-# %% ../nbs/04_rewards.ipynb #96f8ddd5
+# %% ../nbs/04_rewards.ipynb #0361d7aa
 WEIGHTS = dict(format=1., accuracy=1., box=1., consistency=1.)  # Of the two paired streams
 SINGLE_WEIGHTS = dict(format=1., accuracy=1.5)                  # Of data without boxes
 
@@ -148,7 +148,10 @@ def totals(
     "Weighted sums in which a missing part neither helps nor hurts"
     weights = WEIGHTS if weights is None else weights
     out = torch.zeros(len(rewards), dtype=torch.float64)
-    for name in dict.fromkeys(k for r in rewards for k in r.parts):
+    names = dict.fromkeys(k for r in rewards for k in r.parts)
+    if unknown := set(weights)-set(names)-set(WEIGHTS):
+        raise InputError(f"weight for unknown reward part {min(unknown)!r}: parts are {', '.join(WEIGHTS)}")
+    for name in names:
         if name not in weights: raise InputError(f"no weight for the reward part {name!r}: weights are {dict(weights)}")
         values = [r.parts.get(name) for r in rewards]
         have = [v for v in values if v is not None]

@@ -180,6 +180,7 @@ def test_a_part_left_out_counts_as_missing():
 
 @pytest.mark.parametrize("parts,weights,named", [
     (dict(formt=1.), None, "'formt'"), (dict(format=math.inf), None, "inf"), (dict(format=math.nan), None, "nan"),
-    (dict(format=1.), dict(format=math.nan), "nan"), (dict(format=1., box=1.), dict(format=1.), "'box'")])
+    (dict(format=1.), dict(format=math.nan), "nan"), (dict(format=1., box=1.), dict(format=1.), "'box'"),
+    (dict(format=1.), dict(format=1., acuracy=1.), "'acuracy'")])
 def test_bad_parts_are_named(parts, weights, named):
     with pytest.raises(InputError, match=named): totals([Reward(parts)], weights)
