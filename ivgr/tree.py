@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Tree', 'tree_mask', 'tree_positions', 'Packed', 'pack', 'Query', 'grow', 'backbone', 'selected_logps',
-           'forward_trees', 'token_logps', 'Policy', 'encode']
+           'forward_trees', 'leaf_logps', 'token_logps', 'Policy', 'read_prompts', 'encode']
 
-# %% ../nbs/08_tree.ipynb #4bc28b85
+# %% ../nbs/08_tree.ipynb #1dada567
 from collections.abc import Sequence
-from dataclasses import dataclass,field
+from dataclasses import dataclass,field,replace
 from typing import Any,NamedTuple
 
 import torch
@@ -155,7 +155,33 @@ def forward_trees(
                 image_grid_thw=grid, past_key_values=cache, use_cache=cache is not None)
     return out.last_hidden_state,packed
 
-# %% ../nbs/08_tree.ipynb #e86e1998
+# %% ../nbs/08_tree.ipynb #2a794c51
+def leaf_logps(
+    model:Any,                  # The policy's model
+    trees:Sequence[Tree],       # `B` trees; the last nodes of each are the ones that are scored
+    queries:Sequence[Query],    # The query of each, for pixels and positions
+    counts:Sequence[int],       # How many nodes of each tree are scored; `R` in all
+    temperature:float=1.,       # As in sampling
+    banned:Sequence[int]=(),    # Token ids that can not be sampled
+)->tuple[Tensor, Tensor]:       # `(R, T)` log-probabilities and mask
+    "Log-probability of every token in the last nodes of every tree"
+    hidden,packed = forward_trees(model, trees, queries)
+    L = packed.ids.shape[1]
+    source,target,lengths = [],[],[]  # flat positions: the state that predicts, and the token that is predicted
+    for b,(tree,count) in enumerate(zip(trees, counts)):
+        starts = tree.starts
+        for i in range(len(starts)-count, len(starts)):
+            n,parent = len(tree.tokens[i]),tree.parents[i]
+            own = [b*L+starts[i]+k for k in range(n)]
+            target += own
+            source += [b*L+starts[parent]+len(tree.tokens[parent])-1]+own[:-1]
+            lengths.append(n)
+    source,target = (torch.tensor(x, device=hidden.device) for x in (source, target))
+    flat = selected_logps(hidden.flatten(0, 1)[source], backbone(model)[1], packed.ids.flatten()[target], temperature, banned)
+    mask = torch.arange(max(lengths), device=flat.device)<torch.tensor(lengths, device=flat.device)[:,None]
+    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat),mask
+
+# %% ../nbs/08_tree.ipynb #eb3467ec
 def token_logps(
     model:Any,                    # The policy's model
     queries:Sequence[Query],      # One a group
@@ -167,22 +193,7 @@ def token_logps(
     "Log-probability of every token of every rollout"
     leaves = [[(r.stream, r.tokens) for r in rs] for rs in rollouts]
     if not shared: queries,leaves = [q for q,ls in zip(queries, leaves) for _ in ls],[[l] for ls in leaves for l in ls]
-    trees = [grow(q, ls) for q,ls in zip(queries, leaves)]
-    hidden,packed = forward_trees(model, trees, queries)
-    L = packed.ids.shape[1]
-    source,target,lengths = [],[],[]  # flat positions: the state that predicts, and the token that is predicted
-    for b,(tree,ls) in enumerate(zip(trees, leaves)):
-        starts,first = tree.starts,len(tree.tokens)-len(ls)
-        for i in range(first, len(tree.tokens)):
-            n,parent = len(tree.tokens[i]),tree.parents[i]
-            own = [b*L+starts[i]+k for k in range(n)]
-            target += own
-            source += [b*L+starts[parent]+len(tree.tokens[parent])-1]+own[:-1]
-            lengths.append(n)
-    source,target = (torch.tensor(x, device=hidden.device) for x in (source, target))
-    flat = selected_logps(hidden.flatten(0, 1)[source], backbone(model)[1], packed.ids.flatten()[target], temperature, banned)
-    mask = torch.arange(max(lengths), device=flat.device)<torch.tensor(lengths, device=flat.device)[:,None]
-    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat),mask
+    return leaf_logps(model, [grow(q, ls) for q,ls in zip(queries, leaves)], queries, [len(ls) for ls in leaves], temperature, banned)
 
 # %% ../nbs/08_tree.ipynb #ff696d8a
 @dataclass
@@ -212,18 +223,17 @@ class Policy:
         "Token ids that are never sampled: image and video placeholders, which would have no features"
         return [self.config.image_token_id, self.config.video_token_id]
 
-# %% ../nbs/08_tree.ipynb #0c975bb1
+# %% ../nbs/08_tree.ipynb #faec9922
 def _common(rows): # Length of the common prefix; every branch keeps a token of its own
     return next((i for i in range(min(map(len, rows))) if len({r[i] for r in rows})>1 or any(i==len(r)-1 for r in rows)), 0)
 
-def encode(
-    policy:Policy,             # Who reads
-    sample:Sample,             # What is read
-    max_prompt:int|None=None,  # Longest prompt in tokens, image included; None: no limit
-    streams:Sequence[Stream]|None=None, # Which prompts; default those of the sample
-)->Query:
-    "Turn a sample into tokens, pixels and positions"
-    t,c = policy.tokenizer,policy.config
+def read_prompts(
+    policy:Policy,                          # Who reads
+    asked:Sequence[tuple[Sample, Stream]],  # Prompts about the same image(s)
+    max_prompt:int|None=None,               # Longest prompt in tokens, image included; None: no limit
+)->tuple[Query, list[list[int]]]:           # A query without branches, and the rest of each prompt
+    "Tokenize prompts about the same images, and split them into what they share and what they don't"
+    t,c,sample = policy.tokenizer,policy.config,asked[0][0]
     images = [load_image(i) for i in sample.images]
     feats = policy.image_processor(images, return_tensors="pt")
     grid,merge = feats["image_grid_thw"],c.vision_config.spatial_merge_size
@@ -232,23 +242,34 @@ def encode(
         raise InputError(f"sample {sample.id!r}: {sum(counts)} image tokens do not fit the model's "
                          f"{int(grid.prod(-1).sum())//merge**2} image features (merge size {policy.image_processor.merge_size} "
                          f"against {merge}): image processor and model do not belong together")
-    token = t.convert_ids_to_tokens(c.image_token_id)
-    rows = {}
-    for stream in streams or sample.streams:
-        text = t.apply_chat_template(messages(sample, stream, policy.prompts), tokenize=False, add_generation_prompt=True)
+    token,rows = t.convert_ids_to_tokens(c.image_token_id),[]
+    for s,stream in asked:
+        text = t.apply_chat_template(messages(s, stream, policy.prompts), tokenize=False, add_generation_prompt=True)
         parts = text.split(token)
         if len(parts)!=len(images)+1:
-            raise InputError(f"sample {sample.id!r}: the prompt has {len(parts)-1} image places for {len(images)} images")
+            raise InputError(f"sample {s.id!r}: the prompt has {len(parts)-1} image places for {len(images)} images")
         text = parts[0]+"".join(token*n+rest for n,rest in zip(counts, parts[1:]))
-        rows[stream] = t(text, add_special_tokens=False)["input_ids"]
-        if max_prompt and len(rows[stream])>max_prompt:
-            raise InputError(f"sample {sample.id!r}: its {stream} prompt has {len(rows[stream])} tokens ({sum(counts)} of them image), "
+        rows.append(t(text, add_special_tokens=False)["input_ids"])
+        if max_prompt and len(rows[-1])>max_prompt:
+            raise InputError(f"sample {s.id!r}: its {stream} prompt has {len(rows[-1])} tokens ({sum(counts)} of them image), "
                              f"more than max_prompt={max_prompt}; prompts are never cut: raise the limit, or lower max_pixels")
-    n = _common(list(rows.values()))
-    trunk = next(iter(rows.values()))[:n]
+    n = _common(rows)
+    trunk = rows[0][:n]
     if trunk.count(c.image_token_id)!=sum(counts):
         raise InputError("the streams' prompts differ before the image: the instruction has to come after image and question")
     kinds = torch.tensor([[int(i==c.image_token_id) for i in trunk]])
     positions,_ = backbone(policy.model)[0].get_rope_index(torch.tensor([trunk]), kinds, image_grid_thw=grid)
-    return Query(trunk, {s:r[n:] for s,r in rows.items()}, feats["pixel_values"], grid, positions[:,0],
-                 model_frame(c.model_type, grid[0], policy.image_processor.patch_size), images[0].size, sample)
+    frame = model_frame(c.model_type, grid[0], policy.image_processor.patch_size)
+    return Query(trunk, {}, feats["pixel_values"], grid, positions[:,0], frame, images[0].size, sample),[r[n:] for r in rows]
+
+# %% ../nbs/08_tree.ipynb #2a8cda00
+def encode(
+    policy:Policy,             # Who reads
+    sample:Sample,             # What is read
+    max_prompt:int|None=None,  # Longest prompt in tokens, image included; None: no limit
+    streams:Sequence[Stream]|None=None, # Which prompts; default those of the sample
+)->Query:
+    "Turn a sample into tokens, pixels and positions"
+    streams = streams or sample.streams
+    query,rest = read_prompts(policy, [(sample, s) for s in streams], max_prompt)
+    return replace(query, branches=dict(zip(streams, rest)))
