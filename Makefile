@@ -38,7 +38,7 @@ demo: $(READY)  ## Train the small policy that ships with the package and report
 	@$(BIN)/ivgr demo --out runs/demo
 
 test: $(READY)  ## Run every notebook and everything in tests/, in one pytest run
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal nbs tests
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=8 --durations-min=15 nbs tests
 
 prep: $(READY)  ## Before a commit: export the modules, test, clean the notebooks, write README.md
 	@$(BIN)/nbdev_export

@@ -74,7 +74,7 @@ def main():
     bad = 0
     with ThreadPoolExecutor(args.workers) as pool:
         for path,(new,err) in zip(paths, pool.map(lambda p: _run(p, args.limit), paths)):
-            old = path.read_text(encoding='utf-8')
+            old = nb2str(read_nb(path))
             if new is None: bad,what = bad+1,'failed\n'+err
             elif new==old: what = 'same'
             elif args.check:
