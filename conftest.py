@@ -1,7 +1,7 @@
 """Every notebook is a test: `pytest nbs tests` runs the notebooks beside the plain tests.
 
 A notebook runs in a process of its own, with a time limit, and skips the cells that `nbdev_test` skips."""
-import contextlib, os, signal, subprocess, sys
+import contextlib, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from nbdev.config import get_config
 from nbdev.test import test_nb
 fname,limit,flags = sys.argv[1:]
-faulthandler.dump_traceback_later(max(float(limit)-2, 1))  # where it hangs, if it does
+faulthandler.dump_traceback_later(float(limit), exit=True)  # says where it hangs; ends even where pytest itself is gone
 cfg = get_config()
 ok,_ = test_nb(Path(fname), skip_flags=cfg.tst_flags.split(), force_flags=flags.split(), basepath=cfg.config_path)
 sys.exit(not ok)
@@ -35,24 +35,28 @@ class Notebook(pytest.File):
 
 class NotebookFailed(Exception): "What the notebook's process said before it failed"
 
+def _kill(proc):
+    with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(proc.pid, signal.SIGKILL)
+
 class NotebookItem(pytest.Item):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.add_marker(pytest.mark.timeout(0))  # --nb-limit takes the place of pytest-timeout
 
     def runtest(self):
-        limit = self.config.getoption('--nb-limit')
+        limit,start = self.config.getoption('--nb-limit'),time.monotonic()
         cmd = [sys.executable, '-c', RUN, str(self.path), str(limit), self.config.getoption('--nb-flags')]
         proc = subprocess.Popen(cmd, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
-        try: out,_ = proc.communicate(timeout=limit)
-        except BaseException as e:  # the limit, pytest's own time-out or Ctrl-C: leave no process behind
-            with contextlib.suppress(ProcessLookupError): os.killpg(proc.pid, signal.SIGKILL)
+        try: out,_ = proc.communicate(timeout=limit+5)
+        except subprocess.TimeoutExpired:
+            _kill(proc)
             out,_ = proc.communicate()
-            if not isinstance(e, subprocess.TimeoutExpired): raise
-            raise NotebookFailed(f"{out}\nstopped after {limit:g} s, the limit for one notebook (--nb-limit)") from None
-        if proc.returncode<0: out += f"\nthe process was ended by signal {-proc.returncode}"
-        if proc.returncode: raise NotebookFailed(out)
+        finally: _kill(proc)  # Ctrl-C, or what the notebook itself started
+        if proc.returncode==0: return
+        if time.monotonic()-start>=limit: out += f"\nstopped after {limit:g} s, the limit for one notebook (--nb-limit)"
+        elif proc.returncode<0: out += f"\nthe process was ended by signal {-proc.returncode}"
+        raise NotebookFailed(out)
 
     def repr_failure(self, excinfo, style=None):
         if excinfo.errisinstance(NotebookFailed): return str(excinfo.value)
