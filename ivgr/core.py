@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['InputError', 'Stream', 'Sample', 'Parsed', 'Reward', 'Rollout', 'Group', 'rng_for', 'write_atomic']
 
-# %% ../nbs/00_core.ipynb #3fd05853
-import json,os,random,tempfile
+# %% ../nbs/00_core.ipynb #445e22d1
+import json,os,random
 from dataclasses import dataclass,field
 from enum import Enum
 from pathlib import Path
@@ -91,7 +91,7 @@ def rng_for(
     "A random generator of its own for each key"
     return random.Random(json.dumps(key))
 
-# %% ../nbs/00_core.ipynb #18ae3f6e
+# %% ../nbs/00_core.ipynb #cae3f14b
 def write_atomic(
     path:str|Path,  # Where the file shall be
     data:str|bytes, # Its whole content
@@ -99,14 +99,14 @@ def write_atomic(
     "Replace a file in one step; a crash or a full disk leaves the old one untouched"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(fd, "wb") as f:
+        with open(tmp, "wb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except BaseException:
-        Path(tmp).unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
         raise
     return path

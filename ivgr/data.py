@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SPLITS', 'REQUIRED', 'NeedleConfig', 'Tile',
            'make_scene', 'render', 'region', 'box_text', 'Question', 'attribute_question', 'relation_question', 'ask',
-           'split_of', 'needle_scene', 'write_needle', 'load_image', 'image_size', 'check_boxes', 'Samples', 'reply']
+           'split_of', 'needle_scene', 'write_needle', 'load_image', 'image_size', 'check_boxes', 'is_paired',
+           'Samples', 'reply']
 
 # %% ../nbs/03_data.ipynb #f8413630
 import hashlib,io,json,math
@@ -289,13 +290,20 @@ def check_boxes(
         if x1>=x2 or y1>=y2: raise InputError(f"box {list(b)} is reversed or empty: expected x1 < x2 and y1 < y2")
         if x1<0 or y1<0 or x2>w or y2>h: raise InputError(f"box {list(b)} lies outside its image of {w}x{h} px")
 
-# %% ../nbs/03_data.ipynb #d45768b6
+# %% ../nbs/03_data.ipynb #e0f50078
+def is_paired(
+    source:str, # Value of the column `datasource`
+)->bool:        # True: both streams; False: the single stream
+    "The authors train their `ours_*` sources, which have no boxes, in the single stream"
+    return not source.startswith("ours_")
+
+# %% ../nbs/03_data.ipynb #233be70d
 def _sample(
     row:dict,    # One row in the published columns
     root:Path,   # Directory to which image paths are relative
 )->Sample:
     "Check one row and make a sample of it"
-    paired = not row["datasource"].startswith("ours_")
+    paired = is_paired(row["datasource"])
     images = tuple(str(root/p) for p in row["images"])
     question = row.get("query") or row["problem"]
     placeholders = row["problem"].count("<image>")
@@ -311,7 +319,7 @@ def _sample(
     return Sample(row.get("id") or f"{row['datasource']}-{key}", images, question.replace("<image>", "").strip(),
                   row["answer"].strip(), boxes, row["datasource"], row.get("question_type") or "", paired)
 
-# %% ../nbs/03_data.ipynb #66b44017
+# %% ../nbs/03_data.ipynb #f3a64ca2
 class Samples(Sequence):
     "Training or evaluation data in the published format, read lazily and checked row by row"
     def __init__(self,
@@ -330,6 +338,10 @@ class Samples(Sequence):
         if missing: raise InputError(f"{str(self.file)!r} lacks the column(s) {', '.join(missing)}; it has "
                                      f"{', '.join(self.table.column_names)}")
         if not len(self.table): raise InputError(f"{str(self.file)!r} holds no rows")
+    @property
+    def paired(self)->list[bool]:
+        "For each row: trained in both streams?"
+        return [is_paired(s) for s in self.table.column("datasource").to_pylist()]
     def __len__(self): return len(self.table)
     def row(self, i:int  # Row number
            )->dict:      # All columns of the row

@@ -21,7 +21,7 @@ from .data import COLOURS,COLUMNS,LETTERS,ROWS
 from .prompts import Prompts
 from .tree import Policy
 
-# %% ../nbs/09_policy.ipynb #4b3a214c
+# %% ../nbs/09_policy.ipynb #6e580ef9
 SHIPPED = "tiny"  # The name under which the policy inside the package is loaded
 
 def load_policy(
@@ -29,6 +29,7 @@ def load_policy(
     dtype:torch.dtype|None=None,   # Of the weights; default float32 on a CPU, bfloat16 on a GPU
     device:str|None=None,          # Default the GPU if there is one
     attn_implementation:str="sdpa",# Must accept a mask of one's own: `sdpa` or `eager`
+    max_pixels:int|None=None,      # Larger images are shrunk to this many pixels; default as the policy has it
 )->Policy:
     "Load a policy"
     source = str(files("ivgr")/"assets"/"tiny") if str(name_or_path)==SHIPPED else str(name_or_path)
@@ -45,7 +46,12 @@ def load_policy(
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32),
                                                         attn_implementation=attn_implementation).to(device).eval()
     prompts = Prompts.load(Path(source)/"prompts.json") if local and (Path(source)/"prompts.json").exists() else Prompts()
-    return Policy(model, AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source), prompts)
+    images = AutoImageProcessor.from_pretrained(source)
+    if max_pixels is not None:
+        least = images.size["shortest_edge"]  # these two "edges" are numbers of pixels in the Qwen processors
+        if max_pixels<least: raise InputError(f"max_pixels={max_pixels} is below the {least} pixels that the policy's images have at least")
+        images.size = {**dict(images.size), "longest_edge":max_pixels}
+    return Policy(model, images, AutoTokenizer.from_pretrained(source), prompts)
 
 # %% ../nbs/09_policy.ipynb #d00b61fd
 def save_reader(
@@ -90,7 +96,7 @@ def tiny_tokenizer()->PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|im_end|>",
                                    additional_special_tokens=SPECIAL[2:3]+SPECIAL[4:], chat_template=CHAT)
 
-# %% ../nbs/09_policy.ipynb #06ae22c7
+# %% ../nbs/09_policy.ipynb #28100f4f
 def tiny_policy(
     seed:int=0, # Of the random start
 )->Policy:      # With random weights: it sees nothing yet
@@ -110,6 +116,7 @@ def tiny_policy(
     model = Qwen3VLForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=.6)
     torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=1.)
+    for layer in model.model.language_model.layers: layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
     model.generation_config.eos_token_id,model.generation_config.pad_token_id = tok.eos_token_id,tok.pad_token_id
     images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, image_mean=[.92]*3, image_std=[.3]*3,
                                       size=dict(shortest_edge=32*32, longest_edge=512*512))
