@@ -28,14 +28,14 @@ BACKGROUND,CLUTTER = (235, 235, 235),(170, 170, 170)
 ROWS,COLUMNS = ("upper", "middle", "lower"),("left", "centre", "right")
 LETTERS = "ABCD"
 
-# %% ../nbs/03_data.ipynb #2c533488
+# %% ../nbs/03_data.ipynb #ed6aa418
 @dataclass(frozen=True)
 class NeedleConfig:
     "How hard needle scenes are"
     size: int = 96           # Side of the square image, in pixels
-    objects: int = 4         # Tiles in a scene, at most one of each colour
-    tile_min: int = 16       # Shortest side of a tile, in pixels
-    tile_max: int = 24       # Longest side of a tile, in pixels
+    objects: int = 2         # Tiles in a scene, at most one of each colour
+    tile_min: int = 18       # Shortest side of a tile, in pixels
+    tile_max: int = 28       # Longest side of a tile, in pixels
     clutter: int = 0         # Grey specks that no question is about
     relations: float = 0.3   # Share of relation questions; the others ask for an attribute
     choices: float = 0.5     # Share of multiple-choice questions; the others are open
