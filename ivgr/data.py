@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SP
 
 # %% ../nbs/03_data.ipynb #f8413630
 import hashlib,io,json,math
-from collections.abc import Iterator,Sequence
+from collections.abc import Sequence
 from dataclasses import asdict,dataclass
 from pathlib import Path
 from random import Random

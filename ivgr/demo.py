@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .core import InputError,Stream,write_atomic
+from .core import InputError,write_atomic
 from .data import NeedleConfig,Samples,write_needle
 from .evaluate import before_after_table,draw_curves,draw_scenes,evaluate,summarise
 from .policy import load_policy

@@ -7,8 +7,6 @@ __all__ = ['QuerySampler', 'choose', 'sample_rollouts', 'make_groups']
 
 # %% ../nbs/10_sampler.ipynb #d3ad47f7
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor

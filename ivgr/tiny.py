@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CROWDED', 'LEADS', 'tile_labels', 'learn_to_see', 'pointing_tree', 'pointing_loss', 'learn_to_point', 'stream_of',
-           'Traces', 'trace_tree', 'trace_loss', 'ColdStartConfig', 'ColdStartTrainer', 'last_checkpoint', 'cold_start']
+           'Traces', 'trace_tree', 'trace_loss', 'ColdStartConfig', 'ColdStartTrainer', 'last_checkpoint',
+           'resume_point', 'cold_start']
 
 # %% ../nbs/11_tiny.ipynb #720bbd40
 import json
@@ -264,6 +265,16 @@ def last_checkpoint(
     found = [p for p in Path(out).glob("checkpoint-*") if p.name[11:].isdigit() and whole(p)]
     return max(found, key=lambda p: int(p.name[11:]), default=None)
 
+def resume_point(
+    out:str|Path,     # Output directory of a run
+    resume:bool,      # Go on with what is there; otherwise nothing may be there
+)->Path|None:         # The checkpoint to go on from
+    "Where a run starts; a directory that holds a run already is refused unless that one is resumed"
+    checkpoint = last_checkpoint(out)
+    if checkpoint and not resume:
+        raise InputError(f"{str(out)!r} holds a run already ({checkpoint.name}): go on with --resume, or choose another --output_dir")
+    return checkpoint
+
 # %% ../nbs/11_tiny.ipynb #e9c01091
 def cold_start(
     args:ColdStartConfig, # Settings
@@ -271,9 +282,7 @@ def cold_start(
 )->Policy:                # Also saved in `output_dir`
     "Everything that `ivgr sft` does"
     traces = Traces(Samples(args.data), args.textual_share, args.seed)
-    checkpoint = last_checkpoint(args.output_dir)
-    if checkpoint and not resume:
-        raise InputError(f"{args.output_dir!r} holds a run already ({checkpoint.name}): go on with --resume, or choose another --output_dir")
+    checkpoint = resume_point(args.output_dir, resume)
     if args.policy!="blank": policy = load_policy(args.policy)
     else:
         policy = tiny_policy(args.seed)

@@ -25,7 +25,7 @@ from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_policy,save_reader
 from .sampler import QuerySampler,make_groups,sample_rollouts
-from .tiny import last_checkpoint
+from .tiny import resume_point
 from .tree import Policy,Query,encode,token_logps
 
 # %% ../nbs/12_trainer.ipynb #d6c48b65
@@ -268,9 +268,7 @@ def claim_output(
     "Make sure that an output directory belongs to this run"
     out = Path(args.output_dir)
     mine = {k:v for k,v in asdict(args).items() if k in DualStreamConfig.__annotations__ and k not in FREE}|{"seed":args.seed}
-    checkpoint = last_checkpoint(out)
-    if checkpoint and not resume:
-        raise InputError(f"{str(out)!r} holds a run already ({checkpoint.name}): go on with --resume, or choose another --output_dir")
+    checkpoint = resume_point(out, resume)
     if checkpoint and (out/"run.json").exists():
         theirs = json.loads((out/"run.json").read_text())
         if different := [f"{k} was {theirs.get(k)!r}, now {v!r}" for k,v in mine.items() if theirs.get(k)!=v]:
