@@ -35,7 +35,7 @@ $(READY): settings.ini setup.py constraints.txt
 	@touch $@
 
 demo: $(READY)  ## Train the small policy that ships with the package and report on it, in runs/demo
-	@$(BIN)/ivgr demo --out runs/demo
+	@env -u OMP_NUM_THREADS $(BIN)/ivgr demo --out runs/demo
 
 test: $(READY)  ## Run every notebook and everything in tests/, in one pytest run
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=8 --durations-min=15 nbs tests

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['demo_config', 'demo']
 
-# %% ../nbs/14_demo.ipynb #8ba0b484
+# %% ../nbs/14_demo.ipynb #2a95c57f
 import json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +18,15 @@ from .evaluate import before_after_table,draw_curves,draw_scenes,evaluate,summar
 from .policy import load_policy
 from .trainer import DualStreamConfig,train
 
-# %% ../nbs/14_demo.ipynb #37462a89
+# %% ../nbs/14_demo.ipynb #2128f875
 def demo_config(
     out:str|Path,     # Output directory of the demo
     steps:int=100,    # Optimizer steps
     seed:int=0,       # Order of the queries, sampling, and which scenes
 )->DualStreamConfig:
     "How the demo trains"
-    return DualStreamConfig(output_dir=str(Path(out)/"run"), data=str(Path(out)/"data"), max_steps=steps, save_steps=max(1, min(25, steps)),
-                            save_total_limit=1, seed=seed)
+    return DualStreamConfig(output_dir=str(Path(out)/"run"), data=str(Path(out)/"data"), max_steps=steps,
+                            save_steps=max(1, min(25, steps)), save_total_limit=1, seed=seed)
 
 # %% ../nbs/14_demo.ipynb #4e50065d
 def _versions(): return {name:version(name) for name in ("torch", "transformers", "numpy")}|{"python":platform.python_version()}
@@ -38,7 +38,7 @@ def _jsonl(path, rows=None): # Write rows, or read them
 def _answers(policy, samples, path, progress): # Evaluate, or read what an interrupted demo has evaluated already
     return _jsonl(path) if path.exists() else _jsonl(path, evaluate(policy, samples, progress=progress))
 
-# %% ../nbs/14_demo.ipynb #6fce1225
+# %% ../nbs/14_demo.ipynb #c9d74e12
 def demo(
     out:str|Path="runs/demo", # Where everything goes
     steps:int=100,            # Optimizer steps
@@ -54,6 +54,10 @@ def demo(
     args = demo_config(out, steps, seed)
     if (out/"run").exists() and not resume:
         raise InputError(f"{str(out)!r} holds an unfinished demo: go on with --resume, or choose another --out")
+    asked = dict(steps=steps, seed=seed, n_test=n_test)
+    if (out/"demo.json").exists() and (was := json.loads((out/"demo.json").read_text()))!=asked:
+        raise InputError(f"{str(out)!r} holds a demo with {was}, not {asked}: use its settings, or another --out")
+    write_atomic(out/"demo.json", json.dumps(asked))
     n_train,n_seen = max(16, steps*args.per_device_train_batch_size//2),min(512, n_test)
     for split,n in (("train", n_train), ("test", n_test)):
         if not (out/"data"/f"{split}.parquet").exists(): write_needle(out/"data", split, n, NeedleConfig(), seed, progress=progress)

@@ -1,0 +1,25 @@
+"""Write nbs/results/shipped.json, from which the start page draws its tables.
+
+Give the output of `ivgr eval` for the shipped policy, and finished demos:
+    python tools/results.py --eval eval.json --demo runs/demo-0 runs/demo-1 runs/demo-2 --cpu "AMD EPYC, 2 cores"
+"""
+import argparse,json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def demo_row(folder):
+    "What one demo measured"
+    s = json.loads((Path(folder)/'summary.json').read_text())
+    return {k:s[k] for k in ('seed', 'steps', 'n_train', 'seconds', 'seconds_training', 'threads', 'versions', 'before', 'after', 'train_queries')}
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--eval', required=True, metavar='FILE', help='what `ivgr eval` printed')
+    ap.add_argument('--demo', required=True, nargs='+', metavar='DIR', help='output directories of `ivgr demo`')
+    ap.add_argument('--cpu', required=True, help='the processor, in words')
+    a = ap.parse_args()
+    out = dict(cpu=a.cpu, shipped=json.loads(Path(a.eval).read_text()), demos=[demo_row(d) for d in a.demo])
+    (ROOT/'nbs/results/shipped.json').write_text(json.dumps(out, indent=1)+'\n')
+
+if __name__=='__main__': main()
