@@ -40,8 +40,9 @@ def make_wrong(
                     relation=(word, [_TURNED.get(word)]))[kind]
     return text.replace(old, rng.choice([p for p in pool if p!=old]), 1 if kind=="region" else -1)
 
-# %% ../nbs/18_judge_check.ipynb #319295bd
-KINDS = {"paraphrase":1., "omission":.7, "addition":.7, "both":.3, "object":0., "top":0., "region":0., "relation":0., "injection":0.}
+# %% ../nbs/18_judge_check.ipynb #4f62745b
+KINDS = {"paraphrase":1., "omission":.7, "addition":.7, "both":.3, "object":0., "top":0., "region":0.,
+         "relation":0., "injection":0.}
 
 _OPENINGS = ("", "Let me look closely. ", "This is what the image shows. ")
 _INJECTIONS = (
@@ -101,8 +102,9 @@ def make_pairs(
         scene += 1
     return pairs
 
-# %% ../nbs/18_judge_check.ipynb #421ca909
+# %% ../nbs/18_judge_check.ipynb #e3b29f24
 def _mean(values): return fmean(values) if values else None
+def _level(score): return min(range(len(SCORES)), key=lambda i: abs(SCORES[i]-score))  # Index of the nearest of the four
 
 def check(
     judge:Judge,            # Who is examined
@@ -114,9 +116,7 @@ def check(
     given = _ask(judge, [k.pair for k in pairs])
     seconds = time.perf_counter()-start
     confusion = [[0]*(len(SCORES)+1) for _ in SCORES]
-    for k,s in zip(pairs, given):
-        column = len(SCORES) if s is None else min(range(len(SCORES)), key=lambda i: abs(SCORES[i]-s))
-        confusion[SCORES.index(k.score)][column] += 1
+    for k,s in zip(pairs, given): confusion[SCORES.index(k.score)][len(SCORES) if s is None else _level(s)] += 1
     off = [s-k.score for k,s in zip(pairs, given) if s is not None]
     kinds = {}
     for kind in dict.fromkeys(k.kind for k in pairs):
@@ -125,7 +125,7 @@ def check(
         kinds[kind] = dict(n=len(got), score=KINDS[kind], mean=_mean(scored), missing=len(got)-len(scored))
     right = sum(confusion[i][i] for i in range(len(SCORES)))
     return dict(n=len(pairs), scored=len(off), right=right, accuracy=right/len(off) if off else None, bias=_mean(off),
-                error=_mean([abs(x) for x in off]), missing_rate=1-len(off)/len(pairs), confusion=confusion, kinds=kinds,
+                error=_mean([abs(x) for x in off]), missing_rate=(len(pairs)-len(off))/len(pairs), confusion=confusion, kinds=kinds,
                 pairs_per_second=len(pairs)/seconds)
 
 # %% ../nbs/18_judge_check.ipynb #773a7dc1
@@ -154,7 +154,7 @@ def judge_check(
     "Examine a judge"
     return check(judge, make_pairs(n, cfg, seed))
 
-# %% ../nbs/18_judge_check.ipynb #7ba57e72
+# %% ../nbs/18_judge_check.ipynb #6bb4219e
 class NoisyJudge:
     "Another judge, made wrong at a known rate"
     def __init__(self,
@@ -177,8 +177,7 @@ class NoisyJudge:
         rng = rng_for(self.seed, "noise", *pair)
         if score is None or rng.random()<self.missing: return None
         if rng.random()>=self.rate: return score
-        level = min(SCORES, key=lambda s: abs(s-score))
-        return rng.choice([s for s in SCORES if s!=level])
+        return rng.choice([s for i,s in enumerate(SCORES) if i!=_level(score)])
 
 # %% ../nbs/18_judge_check.ipynb #926dbbb6
 def draw_confusion(

@@ -90,7 +90,7 @@ def frozen_base(
         for m,training in modes: m.training = training
         for p,grad in wanted: p.requires_grad_(grad)
 
-# %% ../nbs/17_policy_judge.ipynb #b7ce0a1b
+# %% ../nbs/17_policy_judge.ipynb #d3e7d2c9
 class PolicyJudge:
     "The base of a policy, adapter off, as the judge"
     def __init__(self,
@@ -104,8 +104,8 @@ class PolicyJudge:
         if "{pair}" not in prompt: raise InputError(f"the prompt {prompt[:80]!r} has no {{pair}}: it marks where the texts go")
         with frozen_base(policy.model): moving = [n for n,p in policy.model.named_parameters() if p.requires_grad]
         if moving: raise InputError(
-            f"{len(moving)} parameters of the judge would change in training ({moving[0]}, ...): give the policy a LoRA adapter, which "
-            "the judge switches off, or judge with a model of its own after `model.requires_grad_(False)`")
+            f"{len(moving)} parameters of the judge would change in training ({moving[0]}, ...): give the policy a LoRA adapter, "
+            "which the judge switches off, or judge with a model of its own after `model.requires_grad_(False)`")
         self.policy,self.batch_size,self.prompt,self.min_mass = policy,batch_size,prompt,min_mass
         self.labels,self.scores = label_tokens(policy.tokenizer),torch.tensor(list(LABELS.values()))
 
