@@ -11,7 +11,7 @@ from ivgr.judge_check import make_pairs
 from ivgr.policy import tiny_policy
 from ivgr.policy_judge import JUDGE_PROMPT,PolicyJudge,ask_text,frozen_base,label_tokens
 
-PAIRS = [k.pair for k in make_pairs(27)]
+PAIRS = [k.pair for k in make_pairs(18)]
 PLAIN = dict(target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False, lora_dropout=.3)
 SETTINGS = dict(plain=PLAIN, dora=PLAIN|dict(use_dora=True), saved=PLAIN|dict(modules_to_save=["norm"]))
 
@@ -27,13 +27,13 @@ def test_the_adapter_does_not_matter(settings):
     expected = PolicyJudge(base, min_mass=0.)(PAIRS)
     policy = adapted(**settings)
     judge = PolicyJudge(policy, min_mass=0.)
-    for std in (0., .1, 3.):
+    for std in (0., 3.):
         for p in policy.model.parameters():
             if p.requires_grad: p.data += std*torch.randn_like(p)
         assert judge(PAIRS)==pytest.approx(expected, abs=1e-6)
     assert len(set(expected))>5  # it reads the texts
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("batch_size", [4, 100])
 def test_batches_and_order_do_not_matter(batch_size):
     policy = adapted()
     alone = [PolicyJudge(policy, min_mass=0.)([p])[0] for p in PAIRS]
