@@ -1,0 +1,122 @@
+"""A chat server that scores pairs by a rule of its own, and fails as it is told: real sockets, one thread, no packages.
+
+As a program, `python tests/fault_server.py LATENCY` serves until its input ends, and prints its address first."""
+import asyncio,hashlib,json,math,sys,threading,time
+
+SCORES = dict(A=1., B=.7, C=.3, D=0.)
+FAULTS = ["500", "503-later", "429", "hang", "drip", "cut", "cut-body", "invalid", "shape", "empty", "prose", "article", "wrong-label",
+          "huge", "no-logprobs", "latency", "401"]
+LASTING = {"empty", "prose", "article", "wrong-label", "huge", "no-logprobs", "401"}  # asking again is no use: missing
+
+def label(user): return "ABCD"[hashlib.sha256(user.encode()).digest()[0]%4]
+
+def truth(pair, expect=True):
+    "The only right score of a pair"
+    l = label(json.dumps(pair._asdict(), ensure_ascii=False))
+    return .9*SCORES[l]+.1*SCORES["BCDC"["ABCD".index(l)]] if expect else SCORES[l]
+
+class FaultServer:
+    "`fault(i)` names the fault of the `i`-th request, or None; `with` starts and ends it"
+    def __init__(self, fault=lambda i: None, latency=0., port=0): self.fault,self.latency,self.port = fault,latency,port
+
+    def __enter__(self):
+        self.seen,self.times,self.headers,self.open,self.most = [],[],[],0,0
+        self.loop,self.tasks = asyncio.new_event_loop(),set()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        start = asyncio.start_server(self._talk, "127.0.0.1", self.port, limit=1<<24, backlog=512)
+        self.server = self._await(start)
+        self.port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        return self
+
+    def __exit__(self, *_):
+        async def end():
+            self.server.close()
+            for t in self.tasks: t.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        self._await(end())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    def _await(self, job): return asyncio.run_coroutine_threadsafe(job, self.loop).result(10)
+
+    async def _talk(self, reader, writer):
+        task = asyncio.current_task()
+        self.tasks.add(task)
+        try:
+            while await self._one(reader, writer): pass
+        except (asyncio.IncompleteReadError, ConnectionError): pass
+        except asyncio.CancelledError: pass
+        finally:
+            self.tasks.discard(task)
+            writer.transport.abort()
+
+    async def _one(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        fields = {k.lower():v.strip() for k,_,v in (line.partition(":") for line in head[1:])}
+        request = json.loads(await reader.readexactly(int(fields["content-length"])))
+        i = len(self.seen)
+        self.seen.append(request)
+        self.times.append(time.monotonic())
+        self.headers.append(fields)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            if self.latency: await asyncio.sleep(self.latency)
+            return await self._answer(writer, request, self.fault(i), head[0])
+        finally: self.open -= 1
+
+    async def _answer(self, writer, request, fault, line):
+        def send(body, status="200 OK", *more, length=None):
+            body = body if isinstance(body, bytes) else body.encode()
+            fields = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {length or len(body)}", *more]
+            writer.write("\r\n".join([*fields, "", ""]).encode()+body)
+        def reply(text, first=None, other="?", logprobs=True):
+            top = [dict(token=first or text, logprob=math.log(.9)), dict(token=other, logprob=math.log(.1))]
+            told = dict(content=[dict(token=first or text, logprob=math.log(.9), top_logprobs=top)])
+            choice = dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text),
+                          logprobs=told if logprobs and request.get("logprobs") else None)
+            return json.dumps(dict(id="x", object="chat.completion", created=0, model=request["model"], choices=[choice]))
+        if not line.startswith("POST /v1/chat/completions "): fault = "404"
+        l = label(request["messages"][1]["content"])
+        right = reply(l, other="BCDC"["ABCD".index(l)])
+        error = '{"error": {"message": "told to fail"}}'
+        if fault=="latency": await asyncio.sleep(.1)
+        if fault in (None, "latency"): send(right)
+        elif fault=="500": send(error, "500 Internal Server Error")
+        elif fault=="503-later": send(error, "503 Service Unavailable", "Retry-After: 0.2")
+        elif fault=="429": send(error, "429 Too Many Requests", "Retry-After: 0.2")
+        elif fault=="401": send(error, "401 Unauthorized")
+        elif fault=="404": send(error, "404 Not Found")
+        elif fault=="hang": await asyncio.sleep(60)
+        elif fault=="drip":
+            send(right[:1], length=len(right))
+            for c in right[1:]:
+                await asyncio.sleep(.05)
+                writer.write(c.encode())
+                await writer.drain()
+        elif fault=="cut": return False
+        elif fault=="cut-body":
+            send(right[:-20], length=len(right))
+            await writer.drain()
+            writer.write_eof()
+            await asyncio.sleep(.05)
+            return False
+        elif fault=="invalid": send(right[:-9])
+        elif fault=="shape": send('{"choices": [], "score": 1.0}')
+        elif fault=="empty": send(reply("", first="D"))
+        elif fault=="prose": send(reply("Score: 1.0. The candidate says the same.", first="Score"))
+        elif fault=="article": send(reply("A contradiction", first="A", other="B"))
+        elif fault=="wrong-label": send(reply("E", other="A"))
+        elif fault=="huge": send(reply("A"*1_000_000, first="A"))
+        elif fault=="no-logprobs": send(reply(l, logprobs=False))
+        else: raise ValueError(fault)
+        await writer.drain()
+        return True
+
+if __name__=="__main__":
+    with FaultServer(latency=float(sys.argv[1])) as server:
+        print(server.url, flush=True)
+        sys.stdin.read()

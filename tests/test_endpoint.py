@@ -1,0 +1,270 @@
+"The judge on a server: whatever the server does, a score is right or missing, and the call ends"
+import asyncio,json,logging,os,random,signal,socket,sqlite3,subprocess,sys,threading,time,warnings
+from pathlib import Path
+
+import pytest
+
+from ivgr.core import InputError
+from ivgr.endpoint import EndpointConfig,EndpointJudge
+from ivgr.judge import Pair
+
+from fault_server import FAULTS,LASTING,FaultServer,truth
+
+KEY = "sk-never-to-be-seen"
+FAST = dict(model="m", key=KEY, timeout=10., retries=4, backoff=.02, concurrency=16, budget=120.)  # limits for a busy machine
+SLOW = {"hang", "drip"}                                                                           # needs a short time-out
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch): monkeypatch.setenv("NO_PROXY", "*")
+
+def judge_at(url, **kw): return EndpointJudge(EndpointConfig(url=url, **FAST|kw))
+def some(n, tag=""): return [Pair("Where is it?", "The red tile is in the upper left.", f"candidate {tag}{i}") for i in range(n)]
+
+def check(pairs, scores, expect=True):
+    "Every score is the right one; how many are missing"
+    assert len(scores)==len(pairs)
+    for p,s in zip(pairs, scores): assert s is None or s==pytest.approx(truth(p, expect), abs=1e-9), p
+    return scores.count(None)
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+@pytest.fixture
+def loud():
+    "The warnings of the judge"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield lambda: [str(w.message) for w in told if "NO SCORE" in str(w.message)]
+
+KIND = {"500":"server", "503-later":"server", "429":"busy", "hang":"timeout", "drip":"timeout", "cut":"connection",
+        "cut-body":"connection", "invalid":"invalid", "shape":"invalid", "401":"rejected"}
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f!="latency"])
+def test_a_server_that_always_fails(fault, loud):
+    with FaultServer(lambda i: fault) as server:
+        judge = judge_at(server.url, retries=1, timeout=.4 if fault in SLOW else 10.)
+        start = time.monotonic()
+        assert judge(some(40))==[None]*40
+        assert time.monotonic()-start<10
+    r = judge.report()
+    kind = KIND.get(fault, "unreadable")
+    assert {k for k in r if k.startswith("failed/")}=={f"failed/{kind}", "failed/skipped"}
+    assert r["missing"]==40 and r["calls"]==r[f"failed/{kind}"]<80
+    assert (r["retries"]==0)==(fault in LASTING)
+    assert len(loud())==1 and kind in loud()[0]
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in LASTING])
+def test_a_passing_fault_costs_no_score(fault):
+    with FaultServer(lambda i: fault if i<12 else None) as server:
+        judge,pairs = judge_at(server.url, timeout=1. if fault in SLOW else 10.),some(30)
+        assert check(pairs, judge(pairs))==0
+    assert judge.report()["retries"]>=(0 if fault=="latency" else 12)
+
+@pytest.mark.parametrize("scoring", ["expect", "sample"])
+def test_three_in_ten_fail_in_every_way(scoring):
+    rng = random.Random(0)
+    faults = [rng.choice(FAULTS) if rng.random()<.3 else None for _ in range(9999)]
+    pairs = some(200 if scoring=="expect" else 60)
+    with FaultServer(lambda i: faults[i]) as server:
+        judge = judge_at(server.url, scoring=scoring, timeout=1., concurrency=32)
+        missing = check(pairs, judge(pairs), scoring=="expect")
+        lasting = sum(f in LASTING for f in faults[:len(server.seen)])
+    assert 0<missing<=lasting+2  # two may have failed five times
+    assert judge.report()["missing"]==missing
+
+def test_samples_are_asked_one_by_one_and_all_must_be_read():
+    pairs = some(3)
+    with FaultServer() as server:
+        assert check(pairs, judge_at(server.url, scoring="sample", n=4)(pairs), expect=False)==0
+        assert len(server.seen)==12 and all("logprobs" not in r and r["temperature"]==.5 for r in server.seen)
+    with FaultServer(lambda i: "prose" if i==3 else None) as server:
+        scores = judge_at(server.url, scoring="sample", n=4, concurrency=1)(pairs)
+        assert scores[0] is None and check(pairs, scores, expect=False)==1
+
+def test_what_is_sent():
+    with FaultServer() as server:
+        judge_at(server.url, extra=dict(chat_template_kwargs=dict(enable_thinking=False)))(some(1))
+        body,head = server.seen[0],server.headers[0]
+    assert head["authorization"]==f"Bearer {KEY}"
+    assert body["model"]=="m" and body["logprobs"] and body["top_logprobs"]==20 and body["temperature"]==0
+    assert body["chat_template_kwargs"]=={"enable_thinking": False}
+
+def test_another_key_of_the_environment_is_not_sent(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-of-another-server")
+    with FaultServer() as server:
+        judge_at(server.url, key="")(some(1))
+        assert "sk-of-another-server" not in str(server.headers)
+
+def test_as_many_at_once_as_allowed():
+    with FaultServer(latency=.05) as server:
+        judge_at(server.url, concurrency=8)(some(80))
+        assert server.most==8 and len(server.seen)==80
+
+def test_refused_for_a_while():
+    port,pairs = free_port(),some(40)
+    out = []
+    thread = threading.Thread(target=lambda: out.append(judge_at(f"http://127.0.0.1:{port}/v1", retries=6, backoff=.1)(pairs)))
+    thread.start()
+    time.sleep(.7)
+    with FaultServer(port=port): thread.join(15)
+    assert check(pairs, out[0])==0
+
+def test_down_up_and_down_again(loud):
+    port = free_port()
+    judge = judge_at(f"http://127.0.0.1:{port}/v1", retries=1)
+    start = time.monotonic()
+    for i in range(4): assert judge(some(2560, f"{i} "))==[None]*2560
+    assert time.monotonic()-start<10 and len(loud())==1
+    assert judge.report()["calls"]<=2*(16+16)+3  # a round of retries, then one pair a call
+    with FaultServer(port=port) as server:
+        assert check(some(50), judge(some(50)))==0 and len(server.seen)==50
+    for i in range(2): assert judge(some(100, f"again {i} "))==[None]*100
+    assert len(loud())==2
+
+def test_a_few_bad_replies_are_no_alarm(loud):
+    with FaultServer(lambda i: "prose" if i==30 else None) as server:
+        judge = judge_at(server.url)
+        assert judge(some(31)).count(None)==1
+        server.fault = lambda i: "prose"
+        assert judge(some(31)).count(None)==1
+    assert loud()==[]
+
+def test_the_budget_ends_a_call(loud):
+    with FaultServer(lambda i: "hang" if i>=5 else None) as server:
+        judge,pairs = judge_at(server.url, timeout=30., budget=1.),some(50)
+        start = time.monotonic()
+        assert check(pairs, judge(pairs))==45
+        assert 1<time.monotonic()-start<6
+    assert loud()==[] and judge.report()["failed/budget"]==45
+
+def test_a_server_says_when_to_come_back():
+    with FaultServer(lambda i: "429" if i==0 else None) as server:
+        assert check(some(1), judge_at(server.url, backoff=0)(some(1)))==0
+        assert server.times[1]-server.times[0]>=.2
+
+def test_equal_pairs_are_asked_once():
+    pairs = some(5)
+    with FaultServer() as server:
+        judge = judge_at(server.url)
+        scores = judge(pairs*20)
+        assert check(pairs*20, scores)==0 and len(server.seen)==5
+        assert judge(pairs[::-1])==scores[:5][::-1] and len(server.seen)==5
+        for kw in (dict(model="other"), dict(scoring="sample", n=1), dict(extra=dict(seed=1))): judge_at(server.url, **kw)(pairs)
+        assert len(server.seen)==20
+
+def test_inside_a_running_loop():
+    async def main(): return judge_at(server.url)(some(3))
+    with FaultServer() as server: assert check(some(3), asyncio.run(main()))==0
+    assert not [t for t in threading.enumerate() if t.name=="judge"]
+
+CHILD = """
+import json,signal,sys
+from ivgr.endpoint import EndpointConfig,EndpointJudge
+from ivgr.judge import Pair
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off for what runs in the background
+settings,pairs = json.load(sys.stdin)
+judge = EndpointJudge(EndpointConfig(**settings))
+print("ready", flush=True)
+print(json.dumps(judge([Pair(*p) for p in pairs])), flush=True)
+"""
+
+def child(url, pairs, **kw):
+    env = os.environ|{"PYTHONPATH": str(Path(__file__).parent.parent)}
+    p = subprocess.Popen([sys.executable, "-c", CHILD], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+    p.stdin.write(json.dumps([FAST|dict(url=url)|kw, pairs]))
+    p.stdin.close()
+    p.stdin = None
+    return p
+
+def test_a_cache_outlives_processes_and_is_shared(tmp_path):
+    pairs = some(300)
+    with FaultServer() as server:
+        children = [child(server.url, ps, cache=str(tmp_path)) for ps in (pairs[:200], pairs[100:])]
+        for c,ps in zip(children, (pairs[:200], pairs[100:])):
+            out,err = c.communicate(timeout=60)
+            assert c.returncode==0, err
+            assert check(ps, json.loads(out.splitlines()[1]))==0
+        asked = len(server.seen)
+        assert 300<=asked<=400
+        judge = judge_at(server.url, cache=tmp_path)
+        assert check(pairs, judge(pairs))==0 and len(server.seen)==asked
+    assert judge.report()["cached"]==300
+
+def test_ctrl_c_stops_at_once_and_keeps_the_scores(tmp_path):
+    with FaultServer(lambda i: "hang" if i>=30 else None) as server:
+        c = child(server.url, some(2560), cache=str(tmp_path), timeout=30., budget=60.)
+        until = time.monotonic()+30
+        while len(server.seen)<46 and time.monotonic()<until: time.sleep(.01)
+        time.sleep(.1)
+        start = time.monotonic()
+        c.send_signal(signal.SIGINT)
+        out,err = c.communicate(timeout=20)
+        assert time.monotonic()-start<8  # the requests have 30 s
+        assert c.returncode!=0 and "KeyboardInterrupt" in err and "never retrieved" not in err and KEY not in err+out
+        server.fault = lambda i: None
+        asked = len(server.seen)
+        assert asked==46  # no more than were under way
+        judge = judge_at(server.url, cache=tmp_path)
+        assert check(some(46), judge(some(46)))==0
+        assert judge.report()["cached"]==30 and len(server.seen)-asked==16
+
+def test_a_cache_that_breaks_costs_no_score(tmp_path):
+    with FaultServer() as server:
+        judge = judge_at(server.url, cache=tmp_path)
+        with sqlite3.connect(tmp_path/"judge.sqlite") as db: db.execute("drop table scores")
+        assert check(some(5), judge(some(5)))==0
+    assert judge.report()["failed/cache"]==6
+
+def test_the_key_appears_nowhere(tmp_path, caplog, loud):
+    caplog.set_level(logging.DEBUG)
+    said = []
+    for fault in (None, "500", "401", "cut", "prose"):
+        with FaultServer(lambda i: fault) as server:
+            judge = judge_at(server.url, cache=tmp_path, retries=1)
+            judge(some(3, fault or ""))
+            said += [repr(judge), str(judge), repr(judge.config), str(judge.report())]
+            with pytest.raises(InputError) as e: judge(["no pair"])
+            said.append(str(e.value))
+            assert server.headers[0]["authorization"].endswith(KEY)
+    assert len(loud())==4
+    assert KEY not in "".join(said+loud())+caplog.text
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert files and not any(KEY.encode() in f.read_bytes() for f in files)
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InputError, match=r"pip install 'ivgr\[judge\]'"): judge_at("http://127.0.0.1:1/v1")
+
+def test_the_environment_says_where(monkeypatch):
+    for k,v in dict(URL="http://127.0.0.1:1/v1", MODEL="m", KEY=KEY).items(): monkeypatch.setenv("IVGR_JUDGE_"+k, v)
+    config = EndpointJudge().config
+    assert (config.url, config.model, config.key)==("http://127.0.0.1:1/v1", "m", KEY)
+    monkeypatch.delenv("IVGR_JUDGE_URL")
+    with pytest.raises(InputError, match="IVGR_JUDGE_URL"): EndpointJudge()
+
+def speed(n, latency=.2, slots=64):
+    "Seconds for `n` pairs over the least that latency allows, and microseconds a pair for known ones"
+    server = subprocess.Popen([sys.executable, str(Path(__file__).parent/"fault_server.py"), str(latency)], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        judge,pairs,took = judge_at(server.stdout.readline().strip(), concurrency=slots, timeout=30.),some(n),[]
+        for _ in range(2):
+            start = time.monotonic()
+            assert check(pairs, judge(pairs))==0
+            took.append(time.monotonic()-start)
+    finally:
+        server.stdin.close()
+        server.wait(10)
+    return took[0]/(n/slots*latency),took[1]/n*1e6
+
+def test_speed():
+    over,known = speed(640)
+    assert over<2 and known<300  # what is measured is in the notebook; this is for a busy machine
+
+if __name__=="__main__":
+    os.environ["NO_PROXY"] = "*"
+    print("{:.3f} x the ideal time, {:.1f} us per known pair".format(*speed(int(sys.argv[1]))))
