@@ -44,7 +44,7 @@ KIND = {"500":"server", "503-later":"server", "429":"busy", "hang":"timeout", "d
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f!="latency"])
 def test_a_server_that_always_fails(fault, loud):
     with FaultServer(lambda i: fault) as server:
-        judge = judge_at(server.url, retries=1, timeout=.4 if fault in SLOW else 10.)
+        judge = judge_at(server.url, retries=1, timeout=.3 if fault in SLOW else 10.)
         start = time.monotonic()
         assert judge(some(40))==[None]*40
         assert time.monotonic()-start<10
@@ -58,7 +58,7 @@ def test_a_server_that_always_fails(fault, loud):
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f not in LASTING])
 def test_a_passing_fault_costs_no_score(fault):
     with FaultServer(lambda i: fault if i<12 else None) as server:
-        judge,pairs = judge_at(server.url, timeout=1. if fault in SLOW else 10.),some(30)
+        judge,pairs = judge_at(server.url, timeout=.7 if fault in SLOW else 10.),some(30)
         assert check(pairs, judge(pairs))==0
     assert judge.report()["retries"]>=(0 if fault=="latency" else 12)
 
@@ -66,9 +66,9 @@ def test_a_passing_fault_costs_no_score(fault):
 def test_three_in_ten_fail_in_every_way(scoring):
     rng = random.Random(0)
     faults = [rng.choice(FAULTS) if rng.random()<.3 else None for _ in range(9999)]
-    pairs = some(200 if scoring=="expect" else 60)
+    pairs = some(200 if scoring=="expect" else 40)
     with FaultServer(lambda i: faults[i]) as server:
-        judge = judge_at(server.url, scoring=scoring, timeout=1.5, concurrency=32)
+        judge = judge_at(server.url, scoring=scoring, timeout=1., concurrency=32)
         missing = check(pairs, judge(pairs), scoring=="expect")
         met = faults[:len(server.seen)]
     r = judge.report()
@@ -110,7 +110,7 @@ def test_refused_for_a_while():
     out = []
     thread = threading.Thread(target=lambda: out.append(judge_at(f"http://127.0.0.1:{port}/v1", retries=6, backoff=.1)(pairs)))
     thread.start()
-    time.sleep(.7)
+    time.sleep(.4)
     with FaultServer(port=port): thread.join(15)
     assert check(pairs, out[0])==0
 
