@@ -6,11 +6,12 @@
 __all__ = ['LABELS', 'RUBRIC', 'judge_messages', 'read_label', 'expected_score', 'retry_after', 'EndpointConfig', 'EndpointJudge',
            'in_thread']
 
-# %% ../nbs/16_endpoint.ipynb #4e7fc379
+# %% ../nbs/16_endpoint.ipynb #0d659d04
 import asyncio,hashlib,json,math,os,random,sqlite3,threading,time,warnings
 from collections import Counter,defaultdict
 from collections.abc import Coroutine,Sequence
 from concurrent import futures
+from contextlib import AsyncExitStack
 from dataclasses import dataclass,field
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -162,7 +163,9 @@ def _open_cache(path):
         raise InputError(f"cache={str(path)!r} can't be used ({e}): give a directory, or a file that such a cache wrote") from e
     return db
 
-# %% ../nbs/16_endpoint.ipynb #7cafc183
+# %% ../nbs/16_endpoint.ipynb #0dc0b589
+_POOL = 16  # Connections of one client, whose pool looks at all of them for each request
+
 class EndpointJudge:
     "A language model behind any OpenAI-compatible server"
     def __init__(self,
@@ -209,7 +212,7 @@ class EndpointJudge:
 
     def _client(self):
         o,c = self._openai,self.config
-        limits = type(o.DEFAULT_CONNECTION_LIMITS)(max_connections=c.concurrency, max_keepalive_connections=c.concurrency)
+        limits = type(o.DEFAULT_CONNECTION_LIMITS)(max_connections=_POOL, max_keepalive_connections=_POOL)
         return o.AsyncOpenAI(base_url=c.url, api_key=c.key or "none", max_retries=0, timeout=c.timeout,
                              http_client=o.DefaultAsyncHttpxClient(limits=limits, timeout=c.timeout))
 
@@ -244,7 +247,7 @@ async def _ask(self:EndpointJudge, client, pair, retries):
         wait = min(_LONGEST, self.config.backoff*2**attempt)*self._jitter.uniform(.5, 1.5)
         await asyncio.sleep(max(failed.wait, wait))
 
-# %% ../nbs/16_endpoint.ipynb #673b0f9c
+# %% ../nbs/16_endpoint.ipynb #3bc4f4ec
 @patch
 async def _ask_all(self:EndpointJudge, todo, scores):
     "Fill in `scores` for the keys of `todo`"
@@ -266,11 +269,13 @@ async def _ask_all(self:EndpointJudge, todo, scores):
 
     async def everything():
         nonlocal in_a_row
-        async with self._client() as client:
+        async with AsyncExitStack() as stack:
+            workers = min(c.concurrency, n*len(todo))
+            clients = [await stack.enter_async_context(self._client()) for _ in range(0, workers, _POOL)]
             if self._down:
-                await work(client, islice(jobs, n), 0)
+                await work(clients[0], islice(jobs, n), 0)
                 if scores.keys().isdisjoint(todo): in_a_row = limit
-            await asyncio.gather(*(work(client, jobs, c.retries) for _ in range(min(c.concurrency, n*len(todo)))))
+            await asyncio.gather(*(work(clients[i//_POOL], jobs, c.retries) for i in range(workers)))
 
     try: await asyncio.wait_for(everything(), c.budget)
     except asyncio.TimeoutError: pass
