@@ -7,7 +7,6 @@ import nbformat
 from execnb.nbio import nb2str,read_nb
 from nbconvert import MarkdownExporter
 from nbdev.processors import FilterDefaults
-from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGS = 'index_files'
@@ -32,7 +31,11 @@ def build(nb_path):
         if cell.cell_type!='code': continue
         marks = re.findall(r'^#\| *(echo|output): *false', cell.source, flags=re.M)
         cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
-        if 'echo' in marks: cell.transient = NotebookNode(remove_source=True)
+        if 'echo' in marks:  # the Markdown that it displays is all that is wanted of it
+            shown = '\n\n'.join(o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {}))
+            cell.update(cell_type='markdown', source=shown)
+            for k in ('outputs', 'execution_count'): del cell[k]
+            continue
         if 'output' in marks: cell.outputs = []
     text,res = MarkdownExporter().from_notebook_node(nb, {'output_files_dir':FIGS})
     text = re.sub(r'[ \t]+$', '', text, flags=re.M)
