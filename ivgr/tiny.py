@@ -54,6 +54,13 @@ def _optimizer(parameters, lr, steps): # AdamW with a short warm-up and a linear
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(.9, .98))
     return optimizer,torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s+1)/50)*min(1, (steps-s)/min(75, steps/4)))
 
+def _update(loss, parameters, optimizer, schedule): # One step down, gradients clipped to norm 1
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.)
+    optimizer.step()
+    schedule.step()
+
 # %% ../nbs/11_tiny.ipynb #242fe5b7
 def learn_to_see(
     policy:Policy,             # Its vision tower learns
@@ -85,11 +92,7 @@ def learn_to_see(
         on_tile = words[:,0]!=n
         loss = cross_entropy(colour, words[:,0])+cross_entropy(top, words[:,1])+3*(box-boxes)[on_tile].abs().mean()
         loss = loss+cross_entropy(row[on_tile], words[on_tile,2])+cross_entropy(column[on_tile], words[on_tile,3])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.)
-        optimizer.step()
-        schedule.step()
+        _update(loss, parameters, optimizer, schedule)
         right = (colour.argmax(-1)==words[:,0])&(top.argmax(-1)==words[:,1])
         history.append(right[on_tile].float().mean().item())
         bar.set_postfix(right=f"{history[-1]:.2f}")
@@ -139,11 +142,7 @@ def learn_to_point(
     history = []
     for step in (bar := tqdm(range(steps), desc="learn to point", disable=not progress)):
         loss,right = pointing_loss(policy, _scenes(100_000+step*batch, batch, cfg, seed), [""]*batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.)
-        optimizer.step()
-        schedule.step()
+        _update(loss, policy.model.parameters(), optimizer, schedule)
         history.append(right)
         if step%10==0: bar.set_postfix(right=f"{sum(history[-50:])/len(history[-50:]):.2f}")
     return history
