@@ -15,7 +15,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from .core import Group,InputError,Stream,write_atomic
-from .judge import SCORES,Judge,Pair
+from .judge import SCORES,Judge,Pair,ask_judge
 from .rewards import SINGLE_WEIGHTS,base_reward,totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
@@ -166,15 +166,6 @@ def load(cls:Archive,
     return archive
 
 # %% ../nbs/06_archive.ipynb #15404c30
-def _ask(judge, pairs):
-    "The judge's scores, checked"
-    scores = list(judge(pairs)) if pairs else []
-    if len(scores)!=len(pairs): raise InputError(f"the judge returned {len(scores)} scores for {len(pairs)} pairs")
-    for pair,s in zip(pairs, scores):
-        if s is not None and not (_is_number(s) and 0<=s<=1):
-            raise InputError(f"the judge scored {s!r}, not a number in [0, 1] or None, for {str(tuple(pair)):.300}")
-    return scores
-
 def judge_groups(
     groups:Sequence[Group], # Textual rollouts have their other parts
     archive:Archive,        # Has seen these groups
@@ -190,7 +181,7 @@ def judge_groups(
             else:
                 rollouts.append(r)
                 pairs.append(Pair(g.sample.question, ref.text, r.parsed.think))
-    scores = _ask(judge, pairs)
+    scores = ask_judge(judge, pairs)
     for r,s in zip(rollouts, scores): r.reward.parts["consistency"] = None if s is None else float(s)
     return scores
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from .core import InputError
-from .judge import Pair
+from .judge import Pair,check_pairs
 
 # %% ../nbs/13_endpoint.ipynb #2926a083
 LABELS = dict(A=1., B=.7, C=.3, D=0.)  # The rubric's scores, by the letter that stands for each
@@ -310,9 +310,7 @@ def __call__(self:EndpointJudge,
              pairs:Sequence[Pair]  # All comparisons of a step
              )->list[float|None]:  # One score in [0, 1] per pair, in order; `None`: missing
     "Score every pair"
-    for i,p in enumerate(pairs):
-        if not isinstance(p, Pair) or not all(isinstance(t, str) for t in p):
-            raise InputError(f"pair {i}: expected a Pair of three texts, got {p!r:.300}")
+    check_pairs(pairs)
     start,before = time.monotonic(),Counter(self._counts)
     keys = [self._key(p) for p in pairs]
     scores = self._known(set(keys))

@@ -14,10 +14,9 @@ from typing import Any,NamedTuple
 
 from matplotlib.figure import Figure
 
-from .archive import _ask
 from .core import InputError,rng_for
 from .data import COLOURS,COLUMNS,ROWS,NeedleConfig,Tile,attribute_question,needle_scene,region,relation_question
-from .judge import SCORES,Judge,Pair
+from .judge import SCORES,Judge,Pair,ask_judge
 
 # %% ../nbs/15_judge_check.ipynb #276d9129
 _TURNED = {"left of":"right of", "right of":"left of", "above":"below", "below":"above"}
@@ -113,7 +112,7 @@ def check(
     "Compare a judge's scores with the right ones"
     if not pairs: raise InputError("there are no pairs to check the judge with: make some with `make_pairs`")
     start = time.perf_counter()
-    given = _ask(judge, [k.pair for k in pairs])
+    given = ask_judge(judge, [k.pair for k in pairs])
     seconds = time.perf_counter()-start
     confusion = [[0]*(len(SCORES)+1) for _ in SCORES]
     for k,s in zip(pairs, given): confusion[SCORES.index(k.score)][len(SCORES) if s is None else _level(s)] += 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .core import InputError
 from .endpoint import LABELS
-from .judge import _BOX,Pair
+from .judge import Pair,check_pairs,without_boxes
 from .tree import Policy,backbone
 
 # %% ../nbs/14_policy_judge.ipynb #60d685a5
@@ -43,7 +43,7 @@ def ask_text(
     prompt:str=JUDGE_PROMPT,    # With `{pair}` in the place of the data
 )->str:                         # The user's turn
     "Put a pair into the prompt"
-    data = {k:_BOX.sub("", v).replace("  ", " ") for k,v in pair._asdict().items()}
+    data = {k:without_boxes(v) for k,v in pair._asdict().items()}
     return prompt.replace("{pair}", json.dumps(data, ensure_ascii=False, indent=1).replace("<", "\\u003c"))
 
 # %% ../nbs/14_policy_judge.ipynb #ba8bbbbf
@@ -119,9 +119,7 @@ class PolicyJudge:
         pairs:Sequence[Pair]   # All comparisons of a step
     )->list[float|None]:       # The expected score of each pair; `None`: the labels had too little probability
         "Score every pair"
-        for i,p in enumerate(pairs):
-            if not isinstance(p, Pair) or not all(isinstance(text, str) for text in p):
-                raise InputError(f"pair {i}: expected a Pair of three texts, got {p!r}")
+        check_pairs(pairs)
         rows = sorted(((p, self.tokens(p)) for p in dict.fromkeys(pairs)), key=lambda row: len(row[1]))
         score = {}
         with frozen_base(self.policy.model):
