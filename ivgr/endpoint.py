@@ -102,27 +102,32 @@ def retry_after(
 def _need(ok, name, value, what):
     if not ok: raise InputError(f"{name}={value!r}: give {what}")
 
-def _env(name, **kw): return field(default_factory=lambda: os.environ.get(f"IVGR_JUDGE_{name}", ""), **kw)
+def _env(name, default, read=None, **kw): # A setting whose default comes from the environment, where it is there
+    def value():
+        text,convert = os.environ.get(f"IVGR_JUDGE_{name.upper()}"),read or type(default)
+        try: return convert(text) if text else default
+        except ValueError: raise InputError(f"IVGR_JUDGE_{name.upper()}={text!r}: give {'JSON' if read is json.loads else convert.__name__}") from None
+    return field(default_factory=value, **kw)
 def _is_whole(x, low): return isinstance(x, int) and not isinstance(x, bool) and x>=low
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x)<math.inf
 
 @dataclass(frozen=True)
 class EndpointConfig:
     "Where the judge is, and how patient and how thrifty to be with it"
-    url: str = _env("URL")           # Base address of the API, e.g. `http://localhost:8000/v1`
-    model: str = _env("MODEL")       # As the server calls it
-    key: str = _env("KEY", repr=False)  # API key; empty where the server wants none
-    scoring: str = "expect"          # `expect`: from probabilities, one request a pair; `sample`: mean of `n` requests a pair
-    n: int = 4                       # Replies per pair with `sample`
-    temperature: float = .5          # With `sample`; `expect` asks at 0
-    max_tokens: int = 4              # Enough to see that the letter was all
-    concurrency: int = 64            # Requests under way at the same time
-    timeout: float = 30.             # Seconds for one attempt in total, from connecting to the last byte
-    retries: int = 4                 # Attempts after the first
-    backoff: float = .5              # Seconds before the first retry; twice as long each time, half to one and a half of it
-    budget: float = 600.             # Seconds for a whole call of the judge; what has no score then is missing
-    cache: str|Path|None = None      # File or directory; None: scores are kept while the judge lives
-    extra: dict = field(default_factory=dict)  # More fields of each request, e.g. to turn a model's thinking off
+    url: str = _env("url", "")             # Base address of the API, e.g. `http://localhost:8000/v1`
+    model: str = _env("model", "")         # As the server calls it
+    key: str = _env("key", "", repr=False) # API key; empty where the server wants none
+    scoring: str = _env("scoring", "expect")       # `expect`: from probabilities, one request a pair; `sample`: mean of `n` requests a pair
+    n: int = _env("n", 4)                          # Replies per pair with `sample`
+    temperature: float = _env("temperature", .5)   # With `sample`; `expect` asks at 0
+    max_tokens: int = _env("max_tokens", 4)        # Enough to see that the letter was all
+    concurrency: int = _env("concurrency", 64)     # Requests under way at the same time
+    timeout: float = _env("timeout", 30.)          # Seconds for one attempt in total, from connecting to the last byte
+    retries: int = _env("retries", 4)              # Attempts after the first
+    backoff: float = _env("backoff", .5)           # Seconds before the first retry; twice as long each time, half to one and a half of it
+    budget: float = _env("budget", 600.)           # Seconds for a whole call of the judge; what has no score then is missing
+    cache: str|Path|None = _env("cache", None, str) # File or directory; None: scores are kept while the judge lives
+    extra: dict = _env("extra", {}, json.loads)    # More fields of each request, e.g. to turn a model's thinking off
     def __post_init__(self):
         need = lambda ok,name,what: _need(ok, name, getattr(self, name), what)
         need(isinstance(self.url, str) and self.url, "url", "the server's address, here or in IVGR_JUDGE_URL")
@@ -168,6 +173,7 @@ _POOL = 16  # Connections of one client, whose pool looks at all of them for eac
 
 class EndpointJudge:
     "A language model behind any OpenAI-compatible server"
+    waits = True # For somebody else's machine: ours can do other work meanwhile
     def __init__(self,
                  config:EndpointConfig|None=None): # None: the environment says where
         try: import openai

@@ -1,5 +1,6 @@
 "The judge on a server: whatever the server does, a score is right or missing, and the call ends"
 import asyncio,json,logging,os,random,signal,socket,sqlite3,subprocess,sys,threading,time,warnings
+from dataclasses import asdict,fields
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,18 @@ def test_the_environment_says_where(monkeypatch):
     assert (config.url, config.model, config.key)==("http://127.0.0.1:1/v1", "m", KEY)
     monkeypatch.delenv("IVGR_JUDGE_URL")
     with pytest.raises(InputError, match="IVGR_JUDGE_URL"): EndpointJudge()
+
+def test_every_setting_can_come_from_the_environment(monkeypatch):
+    values = dict(url="http://127.0.0.1:1/v1", model="m", key=KEY, scoring="sample", n=2, temperature=1.5, max_tokens=8, concurrency=3,
+                  timeout=2.5, retries=0, backoff=.25, budget=7., cache="judge.sqlite", extra=dict(seed=1))
+    assert set(values)=={f.name for f in fields(EndpointConfig)}
+    for k,v in values.items(): monkeypatch.setenv("IVGR_JUDGE_"+k.upper(), json.dumps(v) if k=="extra" else str(v))
+    assert asdict(EndpointConfig())==values
+    assert EndpointConfig(n=5).n==5
+    for name,value in dict(CONCURRENCY="many", TIMEOUT="30s", EXTRA="{").items():
+        with monkeypatch.context() as m, pytest.raises(InputError, match=f"IVGR_JUDGE_{name}={value!r}: give"):
+            m.setenv("IVGR_JUDGE_"+name, value)
+            EndpointConfig()
 
 def speed(n, latency=.2, slots=64):
     "Seconds over the least that latency allows, and processor seconds of ours a pair: one that is asked, one that is known"
