@@ -70,6 +70,7 @@ class Rollout:
     truncated: bool = False        # Stopped by the length limit, not by an end token
     parsed: Parsed|None = None     # What the reader made of the text
     reward: Reward|None = None     # Filled in by scoring
+    reference: list[float]|None = None # Log-probability of each token under the reference policy; None where there is no KL term
 
 # %% ../nbs/00_core.ipynb #950b5a71
 @dataclass

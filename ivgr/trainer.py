@@ -8,8 +8,10 @@ __all__ = ['DualStreamConfig', 'advantages', 'DualStreamTrainer', 'keep_until', 
 # %% ../nbs/16_trainer.ipynb #521e53e4
 import copy,json,time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager,nullcontext
 from dataclasses import asdict,dataclass,field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +23,11 @@ from transformers import PrinterCallback,Trainer,TrainerCallback,TrainingArgumen
 from .archive import Archive,score_groups
 from .core import Group,InputError,Sample,Stream,rng_for,write_atomic
 from .data import Samples
+from .endpoint import EndpointConfig
 from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_policy,save_reader
+from .policy_judge import JUDGES,frozen_base,make_judge
 from .sampler import QuerySampler,make_groups,sample_rollouts
 from .tiny import claim_output
 from .tree import Policy,Query,encode,token_logps
@@ -46,6 +50,7 @@ class DualStreamConfig(TrainingArguments):
     max_pixels:int|None = _setting(None, "Shrink larger images to this many pixels; default as the policy has it (the paper: 3211264)")
     temperature:float = _setting(1., "Of sampling")
     top_p:float = _setting(1., "Nucleus of sampling (the paper: 0.99)")
+    judge:str = _setting("rubric", "Who scores consistency: rubric (needle scenes), endpoint (a server), policy (its own frozen base), none")
     tau:float = _setting(.3, "A grounded rollout is a reference only if its box reward is above this")
     beta:float = _setting(0., "Weight of the KL term towards the policy at the start (the paper: 0.01)")
     clip_low:float = _setting(.2, "Lower half-width of the trust region on the ratio")
@@ -67,6 +72,7 @@ class DualStreamConfig(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         check_loss_settings(self.clip_low, self.clip_high, self.dual_clip, self.beta)
+        if self.judge not in JUDGES: raise InputError(f"judge={self.judge!r}: choose one of {', '.join(JUDGES)}")
         if self.n_rollouts<2: raise InputError(f"n_rollouts={self.n_rollouts}: a group needs at least 2 rollouts to compare")
         for name in ("updates_per_rollout", "queries_per_forward", "max_new_tokens", "per_device_train_batch_size"):
             if getattr(self, name)<1: raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
@@ -145,6 +151,34 @@ class DualStreamTrainer(Trainer):
         "Keep numbers for the log"
         for k,v in stats.items(): self._stats.setdefault(k, []).append(float(v))
 
+# %% ../nbs/16_trainer.ipynb #7976128c
+@patch
+def reference_logps(self:DualStreamTrainer,
+    queries:Sequence[Query],   # Encoded
+    groups:Sequence[Group],    # Their rollouts, whose `reference` is filled in
+)->None:
+    "Log-probabilities under the policy as it was at the start: the adapter switched off, or a frozen copy"
+    a,device = self.args,self.policy.device
+    model = self.reference or self.policy.model
+    with torch.no_grad() if self.reference else frozen_base(model), torch.cuda.device(device) if device.type=="cuda" else nullcontext():
+        logps,mask = token_logps(model, queries, [g.rollouts for g in groups], a.share_prefix, a.temperature, self.policy.banned)
+    rollouts = [r for g in groups for r in g.rollouts]
+    for r,row,real in zip(rollouts, logps, mask): r.reference = row[real].tolist()
+
+@patch
+def score(self:DualStreamTrainer, queries, groups, batch):
+    "Rewards; and the reference policy's log-probabilities, while the judge waits for its server"
+    n,pool = self.args.queries_per_forward,ThreadPoolExecutor(1)
+    starts = range(0, len(groups), n) if self.args.beta else ()
+    def refer(i): self.reference_logps(queries[i:i+n], groups[i:i+n])
+    try:
+        finish = [pool.submit(refer, i).result if getattr(self.judge, "waits", False) else partial(refer, i) for i in starts]
+        stats = score_groups(groups, self.archive, self.judge, batch)
+        for done in finish: done()
+    finally: pool.shutdown(cancel_futures=True)
+    report = self.judge.report() if hasattr(self.judge, "report") else {}
+    return stats|{f"judge/{k}":v for k,v in report.items()}
+
 # %% ../nbs/16_trainer.ipynb #5bae6a5d
 @patch
 def roll_out(self:DualStreamTrainer,
@@ -158,7 +192,7 @@ def roll_out(self:DualStreamTrainer,
     groups = make_groups(queries, sample_rollouts(self.policy, queries, a.n_rollouts, a.max_new_tokens, a.temperature, a.top_p,
                                                   generator, a.share_prefix))
     sampled = time.perf_counter()
-    stats = score_groups(groups, self.archive, self.judge, batch)
+    stats = self.score(queries, groups, batch)
     values,dead = advantages(groups)
     lengths = {f"{s}/length":[len(r.tokens) for g in groups for r in g.of(s)] for s in Stream}
     self.note(stats|{k:sum(v)/len(v) for k,v in lengths.items() if v}|
@@ -176,13 +210,6 @@ def _write_completions(self:DualStreamTrainer, groups, values, batch):
 
 # %% ../nbs/16_trainer.ipynb #2a9383c5
 @patch
-def reference_logps(self:DualStreamTrainer, queries, rollouts):
-    "Log-probabilities under the policy as it was at the start: the adapter switched off, or a frozen copy"
-    model = self.reference or self.policy.model
-    with torch.no_grad(), (nullcontext() if self.reference else model.disable_adapter()):
-        return token_logps(model, queries, rollouts, self.args.share_prefix, self.args.temperature, self.policy.banned)[0]
-
-@patch
 def update_loss(self:DualStreamTrainer,
     queries:Sequence[Query],              # Of one forward
     rollouts:Sequence[Sequence],          # Their rollouts
@@ -192,8 +219,8 @@ def update_loss(self:DualStreamTrainer,
     "Clipped surrogate and KL of both streams, as a share of the token mean"
     a,flat = self.args,[r for rs in rollouts for r in rs]
     logps,mask = token_logps(self.policy.model, queries, rollouts, a.share_prefix, a.temperature, self.policy.banned)
-    old = torch.zeros_like(logps).masked_scatter(mask, torch.tensor([l for r in flat for l in r.logps], device=logps.device))
-    reference = self.reference_logps(queries, rollouts) if a.beta else None
+    def spread(values): return torch.zeros_like(logps).masked_scatter(mask, torch.tensor([v for vs in values for v in vs], device=logps.device))
+    old,reference = spread(r.logps for r in flat),spread(r.reference for r in flat) if a.beta else None
     advantage = torch.tensor([v for vs in values for v in vs], device=logps.device)
     loss = 0.
     for stream in dict.fromkeys(r.stream for r in flat):
@@ -204,12 +231,28 @@ def update_loss(self:DualStreamTrainer,
         self.note({f"{stream}/{k}":v for k,v in stats.items() if k!="tokens"})
     return loss
 
+# %% ../nbs/16_trainer.ipynb #9dfa97da
+@patch
+@contextmanager
+def saving_when_stopped(self:DualStreamTrainer):
+    "Inside: Ctrl-C leaves a checkpoint of the last finished step"
+    try: yield
+    except KeyboardInterrupt:
+        step = self.state.global_step
+        new = step and not step%self.args.updates_per_rollout and not (Path(self.args.output_dir)/f"checkpoint-{step}").exists()
+        if new: self._save_checkpoint(self.model, None)
+        raise
+
 @patch
 def training_step(self:DualStreamTrainer, model, inputs, num_items_in_batch=None):
     "One optimizer step's forward and backward"
-    a = self.args
+    with self.saving_when_stopped(): return self._step(inputs)
+
+@patch
+def _step(self:DualStreamTrainer, samples):
+    a,model = self.args,self.model
     batch,part = divmod(self.state.global_step, a.updates_per_rollout)
-    if part==0: self._rollouts = self.roll_out(inputs, batch)
+    if part==0: self._rollouts = self.roll_out(samples, batch)
     start = time.perf_counter()
     model.train()
     mine = slice(part, None, a.updates_per_rollout)
@@ -264,13 +307,14 @@ def train(
     args:DualStreamConfig, # Settings
     resume:bool=False,     # Go on from the last complete checkpoint in `output_dir`
     progress:bool=True,    # Show a progress bar
+    endpoint:EndpointConfig|None=None, # Where the judge is, if it is on a server; None: the environment says
 )->Policy:                 # Trained; also saved in `output_dir`
     "Everything that `ivgr train` does"
     samples = Samples(args.data)
     checkpoint = claim_output(args, resume)
     policy = load_policy(args.policy, max_pixels=args.max_pixels)
     args.disable_tqdm = True  # RunFiles shows our own bar
-    trainer = DualStreamTrainer(policy, args, samples)
+    trainer = DualStreamTrainer(policy, args, samples, make_judge(args.judge, policy, endpoint))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunFiles(progress))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
