@@ -125,7 +125,7 @@ def check(
     right = sum(confusion[i][i] for i in range(len(SCORES)))
     return dict(n=len(pairs), scored=len(off), right=right, accuracy=right/len(off) if off else None, bias=_mean(off),
                 error=_mean([abs(x) for x in off]), missing_rate=(len(pairs)-len(off))/len(pairs), confusion=confusion, kinds=kinds,
-                pairs_per_second=len(pairs)/seconds)
+                pairs_per_second=len(pairs)/seconds, report=judge.report() if hasattr(judge, "report") else {})
 
 # %% ../nbs/15_judge_check.ipynb #773a7dc1
 def _number(x, form=".3f"): return "–" if x is None else format(x, form)
@@ -142,6 +142,7 @@ def report_text(
     lines += ["", f"{result['n']} pairs: right level {_number(result['accuracy'], '.1%')}, bias {_number(result['bias'], '+.3f')}, "
               f"mean absolute error {_number(result['error'])}, missing {result['missing_rate']:.1%}"+
               (f", {result['pairs_per_second']:.3g} pairs per second" if speed else "")]
+    if result["report"]: lines += ["", "The judge reports: "+", ".join(f"{k} {v:.4g}" for k,v in result["report"].items() if k!="seconds")]
     return "\n".join(lines)
 
 def judge_check(
