@@ -68,7 +68,7 @@ def expected_score(
     total = sum(mass.values())
     return sum(LABELS[l]*p for l,p in mass.items())/total if .5<=total<=1.01 else None
 
-# %% ../nbs/13_endpoint.ipynb #2ca03590
+# %% ../nbs/13_endpoint.ipynb #749b8422
 class _Failed(Exception):
     "An attempt that gave no score"
     def __init__(self, kind, detail="", wait=0.): self.kind,self.detail,self.wait = kind,detail,wait
@@ -78,10 +78,10 @@ def _read(answer, expect):
     try:
         choice = json.loads(answer)["choices"][0]
         label = read_label(choice["message"]["content"] or "")
+        tokens = expect and (choice.get("logprobs") or {}).get("content")
+        if expect and not tokens: raise _Failed("unreadable", "no logprobs: use scoring='sample'")
         if label is None or choice.get("finish_reason")=="length": raise _Failed("unreadable", "the reply is not one letter")
         if not expect: return label
-        tokens = (choice.get("logprobs") or {}).get("content")
-        if not tokens: raise _Failed("unreadable", "no logprobs: use scoring='sample'")
         score = expected_score(tokens[0]["top_logprobs"])
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as e:
         raise _Failed("invalid", f"{type(e).__name__} in the answer") from None
