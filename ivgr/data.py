@@ -11,7 +11,7 @@ __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SP
 # %% ../nbs/03_data.ipynb #f8413630
 import hashlib,io,json,math
 from collections.abc import Sequence
-from dataclasses import asdict,dataclass
+from dataclasses import asdict,dataclass,replace
 from pathlib import Path
 from random import Random
 
@@ -39,6 +39,7 @@ class NeedleConfig:
     clutter: int = 0         # Grey specks that no question is about
     relations: float = 0.3   # Share of relation questions; the others ask for an attribute
     choices: float = 0.5     # Share of multiple-choice questions; the others are open
+    terse: float = 0.        # Share of textual traces that only name what was asked for, and not what is to be seen
     def __post_init__(self):
         if not 1<=self.objects<=len(COLOURS):
             raise InputError(f"objects={self.objects}: a scene holds 1 to {len(COLOURS)} tiles, one of each colour")
@@ -46,7 +47,7 @@ class NeedleConfig:
             raise InputError(f"tile_min={self.tile_min}, tile_max={self.tile_max}: choose 4 <= tile_min <= tile_max <= size/2 "
                              f"(size={self.size})")
         if self.clutter<0: raise InputError(f"clutter={self.clutter}: the number of specks can't be negative")
-        for name in ("relations", "choices"):
+        for name in ("relations", "choices", "terse"):
             if not 0<=getattr(self, name)<=1: raise InputError(f"{name}={getattr(self, name)}: a share lies between 0 and 1")
 
 # %% ../nbs/03_data.ipynb #b6ddabf5
@@ -192,7 +193,9 @@ def ask(
     "Draw a question; where a scene has no clear relation, it is about an attribute"
     choice = rng.random()<cfg.choices
     q = relation_question(rng, tiles, cfg.size, 2 if choice else 0) if rng.random()<cfg.relations else None
-    return q or attribute_question(rng, tiles, cfg.size, rng.choice((2, 3, 4)) if choice else 0)
+    q = q or attribute_question(rng, tiles, cfg.size, rng.choice((2, 3, 4)) if choice else 0)
+    terse = cfg.terse and rng.random()<cfg.terse
+    return replace(q, textual=" ".join(f"The {t.colour} tile." for b in q.boxes for t in tiles if t.box==b)) if terse else q
 
 # %% ../nbs/03_data.ipynb #ded9909c
 SPLITS = dict(train=range(0, 7), validation=range(7, 8), test=range(8, 10))

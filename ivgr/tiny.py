@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CROWDED', 'LEADS', 'FREE', 'tile_labels', 'learn_to_see', 'pointing_tree', 'pointing_loss', 'learn_to_point',
-           'stream_of', 'Traces', 'trace_tree', 'trace_loss', 'ColdStartConfig', 'ColdStartTrainer', 'last_checkpoint',
-           'claim_output', 'warm_up', 'cold_start']
+           'choosing_batch', 'learn_to_choose', 'stream_of', 'Traces', 'trace_tree', 'trace_loss', 'ColdStartConfig',
+           'ColdStartTrainer', 'last_checkpoint', 'claim_output', 'warm_up', 'cold_start']
 
 # %% ../nbs/11_tiny.ipynb #81832645
 import json
 from collections.abc import Sequence
 from dataclasses import asdict,dataclass,field
 from pathlib import Path
+from random import Random
 
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback,Trainer,TrainingArguments
 
 from .core import InputError,Sample,Stream,rng_for,write_atomic
-from .data import COLOURS,COLUMNS,ROWS,NeedleConfig,Samples,Tile,needle_scene,region,render,reply
+from .data import COLOURS,COLUMNS,ROWS,NeedleConfig,Samples,Tile,attribute_question,make_scene,needle_scene,region,render,reply
 from .policy import load_policy,save_policy,save_reader,tiny_policy
 from .tree import Policy,Query,Tree,backbone,leaf_logps,read_prompts
 
@@ -147,6 +148,46 @@ def learn_to_point(
         if step%10==0: bar.set_postfix(right=f"{sum(history[-50:])/len(history[-50:]):.2f}")
     return history
 
+# %% ../nbs/11_tiny.ipynb #59533a59
+def choosing_batch(
+    policy:Policy,  # Who reads
+    n:int,          # Questions
+    rng:Random,     # Source of randomness
+)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # `(n, L)` tokens, `(n,)` places of the last one, `(n,)` letters
+    "Multiple-choice questions with true reasoning, up to where the letter comes; no images"
+    cfg,words = NeedleConfig(),lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    rows,letters = [],[]
+    for _ in range(n):
+        q,stream = attribute_question(rng, make_scene(rng, cfg)[0], cfg.size, rng.choice((2, 3, 4))),rng.choice((Stream.GROUNDED, Stream.TEXTUAL))
+        turn = [dict(role="user", content=[dict(type="text", text=f"{q.text}\n{getattr(policy.prompts, stream)}")])]
+        said = reply(getattr(q, stream), q.answer).split(q.answer+"</answer>")[0]
+        rows.append(words(policy.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)+said))
+        letters += words(q.answer)
+    ends,L = torch.tensor([len(r)-1 for r in rows]),max(map(len, rows))
+    return torch.tensor([r+[r[-1]]*(L-len(r)) for r in rows]),ends,torch.tensor(letters)
+
+def learn_to_choose(
+    policy:Policy,      # Its language model learns
+    steps:int,          # Batches of questions
+    lr:float=5e-4,      # Peak learning rate
+    batch:int=64,       # Questions a step
+    seed:int=0,         # Which questions
+    progress:bool=True, # Show a progress bar
+)->list[float]:         # For each step, the share of letters that were right
+    "Train the step from what was read to the letter of the option that says it"
+    inner,head = backbone(policy.model)
+    parameters = [p for n,p in policy.model.named_parameters() if "visual" not in n]
+    optimizer,schedule = _optimizer(parameters, lr, steps)
+    history,rng = [],rng_for(seed, "choose")
+    for step in (bar := tqdm(range(steps), desc="learn to choose", disable=not progress)):
+        tokens,ends,letters = (x.to(policy.device) for x in choosing_batch(policy, batch, rng))
+        hidden = inner(input_ids=tokens, use_cache=False).last_hidden_state
+        logits = head(hidden[torch.arange(batch, device=policy.device), ends])
+        _update(cross_entropy(logits, letters), parameters, optimizer, schedule)
+        history.append((logits.argmax(-1)==letters).float().mean().item())
+        if step%10==0: bar.set_postfix(right=f"{sum(history[-50:])/len(history[-50:]):.2f}")
+    return history
+
 # %% ../nbs/11_tiny.ipynb #8c4485bd
 def stream_of(
     sample_id:str,        # Of the row
@@ -214,6 +255,7 @@ class ColdStartConfig(TrainingArguments):
     see_steps:int = field(default=1000, metadata=dict(help="Steps in which a blank policy's vision tower learns to see"))
     point_scenes:int = field(default=8, metadata=dict(help="Scenes a step in which a blank policy goes on pointing beside the traces"))
     point_steps:int = field(default=750, metadata=dict(help="Steps in which a blank policy's words learn to find what they name"))
+    choose_steps:int = field(default=0, metadata=dict(help="Steps in which the words learn to name the letter of an option, without images"))
     learning_rate:float = field(default=1e-3, metadata=dict(help="Peak learning rate"))
     per_device_train_batch_size:int = field(default=8, metadata=dict(help="Images a step; all rows about an image count as one"))
     lr_scheduler_type:str = field(default="constant_with_warmup", metadata=dict(help="Learning rate schedule"))
@@ -228,7 +270,7 @@ class ColdStartConfig(TrainingArguments):
     remove_unused_columns:bool = False
     def __post_init__(self):
         super().__post_init__()
-        for name in ("see_steps", "point_steps", "point_scenes"):
+        for name in ("see_steps", "point_steps", "choose_steps", "point_scenes"):
             if getattr(self, name)<0: raise InputError(f"{name}={getattr(self, name)}: it can't be negative")
 
 # %% ../nbs/11_tiny.ipynb #decd5f38
@@ -291,9 +333,11 @@ def warm_up(
     resume:bool=False,     # Take the stages that `output_dir` holds already from there
     progress:bool=True,    # Show progress bars
 )->Policy:
-    "An untrained policy that learns to see, then to point"
-    policy = tiny_policy(args.seed)
-    for name,learn,steps in (("seen", learn_to_see, args.see_steps), ("pointed", learn_to_point, args.point_steps)):
+    "The policy to start from, after the stages that come before the traces"
+    blank = args.policy=="blank"
+    policy = tiny_policy(args.seed) if blank else load_policy(args.policy)
+    stages = [("seen", learn_to_see, args.see_steps), ("pointed", learn_to_point, args.point_steps)]*blank
+    for name,learn,steps in [*stages, *[("chosen", learn_to_choose, args.choose_steps)]*bool(args.choose_steps)]:
         kept = Path(args.output_dir)/name
         if resume and (kept/"prompts.json").exists(): policy = load_policy(kept, torch.float32, "cpu")  # this file is written last
         else:
@@ -310,9 +354,8 @@ def cold_start(
     "Everything that `ivgr sft` does"
     traces = Traces(Samples(args.data), args.textual_share, args.seed)
     checkpoint = claim_output(args, resume)
-    if args.policy!="blank": policy = load_policy(args.policy)
-    elif checkpoint: policy = tiny_policy(args.seed)  # its weights come from the checkpoint
-    else: policy = warm_up(args, resume, progress)
+    if not checkpoint: policy = warm_up(args, resume, progress)
+    else: policy = tiny_policy(args.seed) if args.policy=="blank" else load_policy(args.policy)  # its weights come from the checkpoint
     args.disable_tqdm = not progress
     trainer = ColdStartTrainer(policy, args, traces)
     if not progress: trainer.remove_callback(PrinterCallback)
