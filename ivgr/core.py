@@ -52,12 +52,13 @@ class Parsed:
     well_formed: bool = False  # Exactly one think block, then exactly one answer block, and nothing else
     wrote_boxes: bool = False  # Any box tag anywhere in the reply
 
-# %% ../nbs/00_core.ipynb #5b00a23d
+# %% ../nbs/00_core.ipynb #6427d839
 @dataclass
 class Reward:
     "Named parts of one rollout's reward"
     parts: dict[str, float|None] = field(default_factory=dict)  # `None`: missing, which is not 0
     total: float|None = None                                    # Weighted sum, filled in once the group is known
+    rule: str = ""                                              # Which rule decided whether the answer is right
 
 # %% ../nbs/00_core.ipynb #a2c248df
 @dataclass

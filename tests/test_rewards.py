@@ -1,5 +1,7 @@
 "Rewards on long tables and on generated input"
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 import torch
@@ -7,8 +9,8 @@ from hypothesis import given,settings,strategies as st
 
 from ivgr.boxes import Frame,paper_box_reward
 from ivgr.core import InputError,Parsed,Reward,Rollout,Sample,Stream
-from ivgr.rewards import (SINGLE_WEIGHTS,WEIGHTS,accuracy,base_reward,format_reward,picks,read_options,totals,
-                          true_boxes)
+from ivgr.rewards import (RULES,SINGLE_WEIGHTS,WEIGHTS,accuracy,base_reward,choose_rule,format_reward,picks,read_number,
+                          read_options,read_rules,read_yes_no,totals,true_boxes)
 
 WORDS = "red orange yellow green cyan blue purple black left right above below".split()
 ASKED = "What colour is the top of the red tile?\n(A) blue\n(B) green\n(C) black"
@@ -98,6 +100,111 @@ def test_numbers_are_told_apart(a, b): assert accuracy(f"The answer is {a}.", st
 @pytest.mark.parametrize("args", [("B", None), ("B", ""), ("B", 2), (["B"], "B"), ("B", "B", None)])
 def test_bad_answers_are_named(args):
     with pytest.raises(InputError): accuracy(*args)
+
+# --- rules: truth, question, rule (None: told), right replies, wrong replies ---------------------------------------
+
+APPLES,SHARE = "How many apples are there?","Which percentage is blue?"
+RULED = [
+    ("yes", "", None, ["yes", "Yes.", "YES!", "Yes, it is.", "yes: it is red", "The answer is yes.", "**Yes**", "true", r"\boxed{yes}"],
+                      ["no", "yes or no", "yes/no", "Yes. No.", "yes and no", "Not yes", "Yes, it is not.", "Yes, it isn't",
+                       "Yes, it isn’t", "yesterday", "It is.", "y", "maybe", "", None, "?", "false", "true or false",
+                       "The answer is yes or no"]),
+    ("No", "", None, ["no", "No, it is not.", "No, it isn't.", "false", "No; never.", "The answer is: no"],
+                     ["yes", "none", "nope", "not", "It is not.", "No... yes", "no or yes", "unknown", "know"]),
+    ("True", "", None, ["true", "yes", "True, it is."], ["false", "no", "true or false"]),
+    ("yes", "?\n(A) yes\n(B) no", None, ["A", "yes", "(A) yes"], ["B", "no", "(B) yes", "Yes or no"]),
+    ("no parking", "", None, ["No parking."], ["no", "parking"]),
+    ("5", "", None, ["5", "five", "Five.", "5.0", "+5", "5.", "(5)", "$5$", r"\boxed{5}", "The answer is 5.", "So the answer is: 5"],
+                    ["-5", "−5", ".5", "0.5", "5%", "5'", "$5", "15", "5 5", "5,6", "5 or 6", "5-6", "5/6", "5 to 6", "about 5",
+                     "~5", "5+", "5ish", "not 5", "5?", "5!", "05", "5e0", "50", "V", "5 cm", "5 apples", "five or six", "5, no, 6",
+                     "4 5", "5_0"]),
+    ("5", APPLES, None, ["5", "5 apples", "five apples", "5 Apples."], ["5 pears", "5%", "apples", "5 5 apples", "5 apples or 6"]),
+    ("7", "Is it seven or eleven?", None, ["7", "seven"], ["seven eleven", "7 or eleven", "eleven"]),
+    ("5 cm", "How many m are there?", None, ["5 cm"], ["5 m", "5"]),
+    ("-5", "", None, ["-5", "−5", "-5.0"], ["5", "+5", "--5", "- 5"]),
+    (".5", "", None, ["0.5", ".5", "0.50"], ["5", "-.5", "1/2", "50%"]),
+    ("1,200", "", None, ["1200", "1,200", "1200.0", "1,200.00"], ["1.200", "1 200", "1,2,0,0", "12,00", "120", "1.2k", "01,200"]),
+    ("1.2", "", None, ["1.2", "1.20"], ["1,2", "12", "1.2.0"]),
+    ("12%", "", None, ["12%", "12 %", "12 percent", "12.0%"], ["12", "0.12", "12 cm", "%12", "-12%"]),
+    ("12", SHARE, None, ["12", "12%", "12 percent"], ["0.12", "12 reds", "$12"]),
+    ("12", "How many % are blue?", None, ["12%", "12 percent"], ["$12"]),
+    ("12%", SHARE, None, ["12", "12%"], ["0.12"]),
+    ("$3.50", "", None, ["$3.5", "3.50 dollars", "3.50$", "$3.50"], ["3.50", "€3.50", "350", "$3.50 cents"]),
+    ("5 cm", "", None, ["5 cm", "5cm", "5.0 cm"], ["5", "5 m", "50 mm", "5 cm or 6 cm"]),
+    ("twenty", "", None, ["20", "twenty"], ["2", "twenty one", "twenty-one"]),
+    ("007", "", None, ["007"], ["7", "07"]),
+    ("10:30", "", None, ["10:30"], ["10", "10.30"]),
+    ("2", "", None, ["2"], ["²", "２", "II", "2²"]),
+    (r"$\frac{1}{2}$", "", "maths", ["1/2", "0.5", ".5", r"\frac{1}{2}", r"$\dfrac12$", r"\(\frac{2}{4}\)", r"\[0.5\]", "x = 1/2",
+                                    r"\boxed{\frac{1}{2}}", "The answer is $0.5$."],
+                       ["-1/2", "2", "1/2 or 2", r"\frac{1}{2} ?? or not", "about 1/2", "not 1/2", "1 / 3", "0.51", "", "half",
+                        r"\frac{1}{2} 2"]),
+    ("5", APPLES, "maths", ["5", "five", "5 apples", "10/2", r"\sqrt{25}", "2+3"],
+                           ["-5", ".5", "5 m", "5 cm", "5 or 6", "5, 6", "5 pears"]),
+    (r"2\sqrt{2}", "", "maths", [r"\sqrt{8}", r"2 \cdot \sqrt{2}"], ["2.8", r"\sqrt{2}"]),
+    ("x^2+2x+1", "", "maths", ["(x+1)^2", "1+2x+x^2"], ["(x-1)^2", "x^2"]),
+    (r"\{1, 2\}", "", "maths", ["2, 1", "1 and 2"], ["1", "1, 3"]),
+    ("3 1/2", "", "maths", ["3 1/2"], ["2", "3.5"]),  # digits side by side are compared as text only
+    ("blue", "", "number", ["blue"], ["red", "5"]),
+    ("5", "", "text", ["5", "5."], ["five", "5.0"]),
+    ("on a wall", "", "judge", ["On a wall."], ["", None, "  "])]
+RULED = [(r, t, q, rule, want) for t,q,rule,*replies in RULED for rs,want in zip(replies, (1, 0)) for r in rs]
+
+@pytest.mark.parametrize("reply,truth,question,rule,right", RULED)
+def test_rules(reply, truth, question, rule, right): assert accuracy(reply, truth, question, rule)==right
+
+@pytest.mark.parametrize("truth,question,wanted,rule", [
+    ("B", "", None, "choice"), ("green", ASKED, None, "choice"), ("red", ASKED, None, "text"), ("yes", "", None, "yes/no"),
+    ("FALSE.", "", None, "yes/no"), ("5", "", None, "number"), ("5 cats", "", None, "number"), ("5 or 6", "", None, "text"),
+    ("1/2", "", None, "text"), (r"\frac{1}{2}", "", None, "text"), ("blue", "", None, "text"),
+    ("5", "", "maths", "maths"), ("5", "", "judge", "judge"), ("5", "", "text", "text"), ("5", "", "choice", "number"),
+    ("blue", "", "yes/no", "text"), ("B", "", "number", "choice")])
+def test_the_rule_of_a_truth(truth, question, wanted, rule): assert choose_rule(truth, question, wanted)==rule
+
+def test_only_the_judge_is_asked(): assert accuracy("on the wall", "on a blue wall", "", "judge") is None
+
+numbers = st.decimals(-10**7, 10**7, allow_nan=False, places=3)
+
+@settings(max_examples=200, deadline=None)
+@given(numbers, numbers, st.sampled_from(["{}", "{:,}", "{:+}", "**{}**", "${}$", "The answer is {:,}.", "{}%", "{} cm"]))
+def test_numbers_in_any_form(a, b, form):
+    value,unit = read_number(form.format(a))
+    assert value==a and unit==dict({"{}%":"percent", "{} cm":"cm"}).get(form, "")
+    for rule in (None, "number"): assert accuracy(form.format(a), form.format(b), "", rule)==(a==b)
+    short = f"{a.normalize():f}"
+    assert accuracy(form.format(Decimal(short)), form.format(a))==1
+    assert accuracy(f"{a} or {b}", str(a))==0 and accuracy(f"about {a}", str(a))==0
+    if a: assert accuracy(form.format(-a), form.format(a))==0
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["yes", "no", "true", "false"]),
+       st.lists(st.sampled_from("it is the cat , . ! not yes no true or and".split()), max_size=6))
+def test_an_answer_is_never_yes_and_no(first, rest):
+    reply = " ".join([first, *rest])
+    says = {t: accuracy(reply, t) for t in ("yes", "no")}
+    assert sum(says.values())<=1
+    said = {dict(true="yes", false="no").get(w, w) for w in (first, *rest)} & {"yes", "no"}
+    if len(said)==2: assert not any(says.values()) and read_yes_no(reply) is None
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(-40, 40), st.integers(1, 12), st.integers(-40, 40), st.integers(1, 12))
+def test_fractions_are_compared_by_value(a, b, c, d):
+    latex = lambda p,q: ("-" if p<0 else "")+rf"$\frac{{{abs(p)}}}{{{q}}}$"
+    assert accuracy(latex(a, b), latex(c, d), "", "maths")==(Fraction(a, b)==Fraction(c, d))
+    assert accuracy(f"{a}/{b}", latex(a, b), "", "maths")==1
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=30)|st.text("0123456789+-*/^(){}\\$=., x", max_size=8),
+       st.sampled_from(["5", r"\frac{1}{2}", "x", "blue", "A", "no"]))
+def test_every_rule_takes_any_text(answer, truth):
+    for rule in RULES:
+        score = accuracy(answer, truth, "", rule)
+        assert score in (0., 1.) or score is None and rule=="judge"
+        assert accuracy(f" {truth}.", truth, "", rule)==1.
+
+@pytest.mark.parametrize("rules", ['{"a": "math"}', "maths", "[]", {"a":None}, {"a":"Maths"}, '{"a": '])
+def test_bad_mappings_are_named(rules):
+    with pytest.raises(InputError, match="answer_rules"): read_rules(rules)
 
 # --- format and parts ----------------------------------------------------------------------------------------------
 
