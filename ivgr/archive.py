@@ -165,34 +165,40 @@ def load(cls:Archive,
     except InputError as e: raise InputError(f"the archive {path} can't be used: {e}") from e
     return archive
 
-# %% ../nbs/06_archive.ipynb #15404c30
+# %% ../nbs/06_archive.ipynb #27aba1fa
+def _level(score): return min(SCORES, key=lambda s: abs(s-score)) # The nearest of the four
+
 def judge_groups(
-    groups:Sequence[Group], # Textual rollouts have their other parts
+    groups:Sequence[Group], # Their rollouts have all other parts
     archive:Archive,        # Has seen these groups
-    judge:Judge|None,       # None: no consistency term
+    judge:Judge|None,       # None: no consistency term, and an open answer is an error
 )->list[float|None]:        # What the judge said, pair by pair
-    "Fill in the consistency of every textual rollout whose query has a reference"
-    rollouts,pairs = [],[]
+    "Fill in the consistency of every textual rollout whose query has a reference, and whether open answers are right"
+    asked = [] # (parts, the one to fill in, its pair)
     for g in groups:
-        ref = archive.get(g.sample.id)
-        if judge is None or ref is None: continue
-        for r in g.of(Stream.TEXTUAL):
-            if not (r.parsed.think or "").strip(): r.reward.parts["consistency"] = 0.
-            else:
-                rollouts.append(r)
-                pairs.append(Pair(g.sample.question, ref.text, r.parsed.think))
-    scores = ask_judge(judge, pairs)
-    for r,s in zip(rollouts, scores): r.reward.parts["consistency"] = None if s is None else float(s)
+        if judge is not None and (ref := archive.get(g.sample.id)):
+            for r in g.of(Stream.TEXTUAL):
+                if not (r.parsed.think or "").strip(): r.reward.parts["consistency"] = 0.
+                else: asked.append((r.reward.parts, "consistency", Pair(g.sample.question, ref.text, r.parsed.think)))
+        for r in g.rollouts:
+            if r.reward.rule!="judge": continue
+            if judge is None:
+                raise InputError(f"only a judge can tell whether {r.parsed.answer!r:.100} is right for sample {g.sample.id!r}, and "
+                                 "there is none: give a judge, or another rule in answer_rules")
+            asked.append((r.reward.parts, "accuracy", Pair(g.sample.question, g.sample.answer, r.parsed.answer)))
+    scores = ask_judge(judge, [pair for *_,pair in asked])
+    for (parts,name,_),s in zip(asked, scores):
+        parts[name] = None if s is None else float(_level(s)==1) if name=="accuracy" else float(s)
     return scores
 
-# %% ../nbs/06_archive.ipynb #99a8e895
+# %% ../nbs/06_archive.ipynb #ccd53340
 def _mean(name, values):
     values = [v for v in values if v is not None]
     return {name: sum(values)/len(values)} if values else {}
 
 def _shares(name, rollouts):
     "Which share of the consistency scores is nearest to each of the four levels"
-    near = [min(SCORES, key=lambda s: abs(s-c)) for r in rollouts if (c := r.reward.parts["consistency"]) is not None]
+    near = [_level(c) for r in rollouts if (c := r.reward.parts["consistency"]) is not None]
     return {f"{name}/{s}": near.count(s)/len(near) for s in SCORES} if near else {}
 
 def reward_stats(
@@ -206,6 +212,7 @@ def reward_stats(
         part = lambda name: [r.reward.parts[name] for r in rs]
         out |= _mean(f"{stream}/reward", [r.reward.total for r in rs]) | _mean(f"{stream}/format", part("format"))
         out |= _mean(f"{stream}/accuracy", part("accuracy")) | _mean(f"{stream}/truncated", [r.truncated for r in rs])
+        out |= _mean(f"{stream}/accuracy_missing", [r.reward.parts["accuracy"] is None for r in rs if r.reward.rule=="judge"])
         if stream==Stream.GROUNDED:
             out |= _mean("grounded/iou", part("box")) | _mean("grounded/boxes", [len(r.parsed.boxes) for r in rs])
             out |= _mean("grounded/invalid_boxes", [r.parsed.invalid_boxes for r in rs])
@@ -216,7 +223,7 @@ def reward_stats(
             out |= _shares("textual/consistency_share_right", [r for r in rs if r.reward.parts["accuracy"]==1])
     return out
 
-# %% ../nbs/06_archive.ipynb #6961205f
+# %% ../nbs/06_archive.ipynb #75186f11
 def score_groups(
     groups:Sequence[Group],                        # All groups of a step; rollouts parsed, `frame` and `image_size` set
     archive:Archive,                               # Updated with this step's grounded rollouts before it is used
@@ -224,12 +231,14 @@ def score_groups(
     step:int,                                      # Now
     weights:Mapping[str, float]|None=None,         # Of the parts in the paired streams; `WEIGHTS` by default
     single_weights:Mapping[str, float]|None=None,  # Of the parts in the single stream; `SINGLE_WEIGHTS` by default
+    rules:Mapping[str, str]|None=None,             # Which rule decides about the answers to which questions; see `read_rules`
 )->dict[str, float]:                               # Numbers for the log
     "Fill in the reward of every rollout, in the paper's order"
     for g in groups:
-        for r in g.rollouts: r.reward = base_reward(r, g.sample, g.frame, g.image_size)
-    updates = sum(archive.update(g, step) for g in groups)
+        for r in g.rollouts: r.reward = base_reward(r, g.sample, g.frame, g.image_size, rules)
+    news = [archive.update(g, step) for g in groups]
     scores = judge_groups(groups, archive, judge)
+    updates = sum(new|archive.update(g, step) for new,g in zip(news, groups)) # open answers are known to be right only now
     for g in groups:
         for stream in Stream:
             rs = g.of(stream)
