@@ -27,21 +27,23 @@ from .rewards import base_reward
 from .sampler import make_groups,sample_rollouts
 from .tree import Policy,encode
 
-# %% ../nbs/17_evaluate.ipynb #92c44e12
+# %% ../nbs/17_evaluate.ipynb #eddf92a4
 RESULT = ("id", "stream", "question_type", "question", "answer", "truth", "text", "accuracy", "format", "box", "boxes",
-          "tokens", "truncated")
+          "tokens", "truncated", "rule")
 
 def results_of(
-    groups:Sequence[Group], # Sampled and parsed
-)->list[dict]:              # One a rollout, in order, with the keys of `RESULT`
+    groups:Sequence[Group],            # Sampled and parsed
+    rules:Mapping[str, str]|None=None, # Which rule decides about the answers to which questions; see `read_rules`
+)->list[dict]:                         # One a rollout, in order, with the keys of `RESULT`
     "Score every reply, and keep what a report needs"
     out = []
     for g in groups:
         for r in g.rollouts:
-            parts,p,s = base_reward(r, g.sample, g.frame, g.image_size).parts,r.parsed,g.sample
+            reward,p,s = base_reward(r, g.sample, g.frame, g.image_size, rules),r.parsed,g.sample
+            parts = reward.parts
             boxes = convert(p.boxes, g.frame, Frame.original(*g.image_size)).tolist() if p.boxes else []
             values = (s.id, str(r.stream), s.question_type, s.question, p.answer, s.answer, r.text, parts["accuracy"],
-                      parts["format"], parts.get("box"), boxes, len(r.tokens), bool(r.truncated))
+                      parts["format"], parts.get("box"), boxes, len(r.tokens), bool(r.truncated), reward.rule)
             out.append(dict(zip(RESULT, values)))
     return out
 
@@ -58,7 +60,7 @@ def buckets(
     order = sorted(range(len(samples)), key=size, reverse=True)
     return [order[i:i+batch_size] for i in range(0, len(order), batch_size)]
 
-# %% ../nbs/17_evaluate.ipynb #759d4b24
+# %% ../nbs/17_evaluate.ipynb #e75be421
 def _read_streams(streams):
     if isinstance(streams, str): streams = [streams]
     unknown = [s for s in streams if s not in list(Stream)]
@@ -82,6 +84,7 @@ def evaluate(
     batch_size:int=64,              # Samples that are answered together
     max_new_tokens:int=128,         # Longest reply, end token included
     progress:bool=True,             # Show a progress bar
+    rules:Mapping[str, str]|None=None, # Which rule decides about the answers to which questions; see `read_rules`
 )->list[dict]:                      # One a sample and stream, in the order of the data; see `RESULT`
     "Greedy replies to every sample in every stream, scored"
     if batch_size<1: raise InputError(f"batch_size={batch_size}: a batch needs at least 1 sample")
@@ -92,7 +95,7 @@ def evaluate(
         for batch in buckets(samples, batch_size, streams):
             queries = [encode(policy, samples[i], streams=streams) for i in batch]
             replies = sample_rollouts(policy, queries, n=1, max_new_tokens=max_new_tokens, temperature=0)
-            groups.update(zip(batch, map(results_of, ([g] for g in make_groups(queries, replies)))))
+            groups.update(zip(batch, (results_of([g], rules) for g in make_groups(queries, replies))))
             bar.update(len(batch))
     return [r for i in range(len(samples)) for r in groups[i]]
 
@@ -109,13 +112,13 @@ def wilson(
     centre,half = p+Z95**2/(2*n),Z95*math.sqrt(p*(1-p)/n+Z95**2/(4*n*n))
     return max(0., shrink*(centre-half)),min(1., shrink*(centre+half))
 
-# %% ../nbs/17_evaluate.ipynb #65fcb057
+# %% ../nbs/17_evaluate.ipynb #406e07f1
 def _checked(results, name="results"):
     results = list(results)
     if not results: raise InputError(f"{name} is empty: there is nothing to report")
     for i,r in enumerate(results):
         if not isinstance(r, Mapping): raise InputError(f"row {i} of {name} is {r!r:.100}, not a result of `evaluate`")
-        if lacks := [k for k in RESULT if k not in r]:
+        if lacks := [k for k in RESULT if k not in r and k!="rule"]: # results from before there were rules are read as well
             raise InputError(f"row {i} of {name} lacks {', '.join(lacks)}; it has {', '.join(map(str, r))}")
     return results
 
@@ -127,12 +130,14 @@ def _mean(rows, key): # Over the rows that have a value; None where none has
     return fmean(values) if values else None
 
 def _accuracy(rows):
-    right = sum(r["accuracy"] for r in rows)
-    return dict(n=len(rows), accuracy=right/len(rows), interval=wilson(right, len(rows)))
+    scored = [r["accuracy"] for r in rows if r["accuracy"] is not None]
+    n,right = len(scored),sum(scored)
+    left = dict(unscored=len(rows)-n) if n<len(rows) else {}
+    return dict(n=n, accuracy=right/n if n else None, interval=wilson(right, n) if n else None)|left
 
 def summarise(
     results:Sequence[dict], # From `evaluate`
-)->dict[str, dict]:         # For each stream: n, accuracy with its interval, box, format, truncated, tokens, by_type
+)->dict[str, dict]:         # For each stream: n, accuracy with its interval, box, format, truncated, tokens, by_type; unscored, if any
     "What a run's replies were worth, stream by stream"
     out = {}
     for stream,rows in _by(_checked(results), "stream").items():
@@ -141,7 +146,7 @@ def summarise(
         out[stream] = _accuracy(rows)|means|dict(by_type=types)
     return out
 
-# %% ../nbs/17_evaluate.ipynb #84fd65d7
+# %% ../nbs/17_evaluate.ipynb #e39adada
 def _markdown(head, rows): # Columns of equal width; all but the first flush right
     rows = [head]+[[str(c) for c in r] for r in rows]
     w = [max(len(r[i]) for r in rows) for i in range(len(head))]
@@ -158,7 +163,9 @@ def summary_table(
     "A run in a few lines"
     rows = []
     for stream,s in summarise(results).items():
-        accuracy = lambda name, a: [name, a["n"], _num(a["accuracy"]), _range(*a["interval"])]
+        def accuracy(name, a):
+            name += f" ({a['unscored']} not scored)" if "unscored" in a else ""
+            return [name, a["n"], _num(a["accuracy"]), _range(*a["interval"]) if a["n"] else ""]
         rows.append(accuracy(stream, s)+[_num(s["box"]), _num(s["format"]), f"{s['tokens']:.1f}"])
         if len(s["by_type"])>1:
             rows += [accuracy(f"{stream}, {t or 'no type'}", a)+[""]*3 for t,a in s["by_type"].items()]
@@ -214,7 +221,7 @@ def _paired(x, y):
     return dict(n=n, before=fmean(x), after=fmean(y), change=change, interval=(change-half, change+half),
                 gained=gained, lost=lost, p=sign_test(gained, lost))
 
-# %% ../nbs/17_evaluate.ipynb #f1868d5b
+# %% ../nbs/17_evaluate.ipynb #f6afcbf7
 def before_after_table(
     before:Sequence[dict], # From `evaluate`
     after:Sequence[dict],  # The same samples, another policy
@@ -225,17 +232,19 @@ def before_after_table(
     def add(name, c): rows.append([name, c["n"], _num(c["before"]), _num(c["after"]), f"{c['change']:+.3f}",
         _range(*c["interval"], "+"), f"{c['gained']} / {c['lost']}", "<0.001" if c["p"]<.001 else _num(c["p"])])
     parts = {part:compare(before, after, part) for part in ("accuracy", "box", "format")}
-    for stream in parts["accuracy"]:
+    for stream in parts["format"]:  # which every reply has
         for part,name in dict(accuracy="accuracy", box="box reward", format="format").items():
             if stream in parts[part]: add(f"{stream} {name}", parts[part][stream])
             if by_type and part=="accuracy":
                 for t in dict.fromkeys(r["question_type"] for r in before if r["stream"]==stream):
                     of = lambda run: [r for r in run if r["stream"]==stream and r["question_type"]==t]
-                    add(f"{stream} {name}, {t or 'no type'}", compare(of(before), of(after))[stream])
+                    typed = compare(of(before), of(after))
+                    if stream in typed: add(f"{stream} {name}, {t or 'no type'}", typed[stream])
     return _markdown(["", "n", "before", "after", "change", "95% interval", "gained / lost", "p"], rows)
 
-# %% ../nbs/17_evaluate.ipynb #3b389fc3
+# %% ../nbs/17_evaluate.ipynb #7d5d8cdb
 _INK,_RIGHT,_WRONG,_PURPLE = "#222222","#0072B2","#D55E00","#B0127B"  # Legible for colour-blind readers too
+_MARKS = {1:("✓", _RIGHT), 0:("✗", _WRONG), None:("?", _INK)}
 
 def _figure(width, height): return Figure(figsize=(width, height), dpi=100)
 
@@ -270,11 +279,11 @@ def _draw_view(ax, text_ax, sample, rows):
     ax.set(xticks=[], yticks=[], anchor="NW")
     text_ax.set_axis_off()
     for k,r in enumerate(rows):
-        y,ok = 1-k/len(rows),r["accuracy"]==1
+        y,(sign,colour) = 1-k/len(rows),_MARKS[r["accuracy"]]
         answer = "no answer" if r["answer"] is None else textwrap.shorten(r["answer"], 40, placeholder=" …")
-        head = f"{'✓' if ok else '✗'} {r['stream']}: {answer}"
+        head = f"{sign} {r['stream']}: {answer}"
         style = dict(va="top", transform=text_ax.transAxes, parse_math=False, fontsize=8.5)
-        text_ax.text(0, y, head, color=_RIGHT if ok else _WRONG, weight="bold", **style)
+        text_ax.text(0, y, head, color=colour, weight="bold", **style)
         text_ax.text(0, y-.11, _wrap(_reasoning(r["text"]), 54, 10//len(rows)-1), color=_INK, linespacing=1.25, **style)
 
 def draw_scenes(
