@@ -65,7 +65,7 @@ def read_yaml(
             raise InputError(f"{str(path)!r}: unknown key {k!r}"+(f"; did you mean {near[0]!r}?" if near else "; see --help-all for all keys"))
     return values
 
-# %% ../nbs/22_cli.ipynb #4d3f8b2a
+# %% ../nbs/22_cli.ipynb #ad052a5b
 def _parser(name, description): # For commands with few flags of their own
     return argparse.ArgumentParser(prog=f"ivgr {name}", description=description, allow_abbrev=False,
                                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -139,15 +139,18 @@ def _eval(argv):
     from ivgr.data import Samples
     from ivgr.evaluate import evaluate,summarise
     from ivgr.policy import load_policy
+    from ivgr.rewards import read_rules
     p = _parser("eval", "Answer held-out questions, greedily, in the textual and the grounded stream.")
     p.add_argument("--policy", default="tiny", help="directory, hub name, or `tiny` for the one that ships")
     p.add_argument("--data", required=True, metavar="PATH", help="parquet file or directory")
     p.add_argument("--split", default="test", help="which file of a directory")
     p.add_argument("--n", type=int, default=None, help="only the first N questions")
+    p.add_argument("--answer_rules", metavar="JSON", help="rule by question_type or datasource, as in `ivgr train`; answers for the judge stay unscored")
     p.add_argument("--out", metavar="FILE", help="write every answer to this JSONL file")
     a = p.parse_args(argv)
     if a.n is not None and a.n<1: raise InputError(f"n={a.n}: answer at least 1 question")
-    results = evaluate(load_policy(a.policy), Samples(a.data, a.split)[:a.n])
+    rules = read_rules(a.answer_rules)
+    results = evaluate(load_policy(a.policy), Samples(a.data, a.split)[:a.n], rules=rules)
     if a.out: write_atomic(a.out, "".join(json.dumps(r)+"\n" for r in results))
     print(json.dumps(summarise(results), indent=1))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DualStreamConfig', 'advantages', 'DualStreamTrainer', 'keep_until', 'RunFiles', 'train']
 
-# %% ../nbs/16_trainer.ipynb #521e53e4
+# %% ../nbs/16_trainer.ipynb #3def080a
 import copy,json,time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +28,12 @@ from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_policy,save_reader
 from .policy_judge import JUDGES,frozen_base,make_judge
+from .rewards import read_rules
 from .sampler import QuerySampler,make_groups,sample_rollouts
 from .tiny import claim_output
 from .tree import Policy,Query,encode,token_logps
 
-# %% ../nbs/16_trainer.ipynb #5678aa72
+# %% ../nbs/16_trainer.ipynb #da5d75d8
 def _setting(default, help): return field(default=default, metadata=dict(help=help))
 
 @dataclass
@@ -51,6 +52,8 @@ class DualStreamConfig(TrainingArguments):
     temperature:float = _setting(1., "Of sampling")
     top_p:float = _setting(1., "Nucleus of sampling (the paper: 0.99)")
     judge:str = _setting("rubric", "Who scores consistency: rubric (needle scenes), endpoint (a server), policy (its own frozen base), none")
+    answer_rules:dict|str|None = _setting(None, 'Rule by question_type or datasource: choice, yes/no, number, text, maths, judge; '
+                                          'JSON, e.g. {"ours_geometry": "maths"}; default as each true answer tells')
     tau:float = _setting(.3, "A grounded rollout is a reference only if its box reward is above this")
     beta:float = _setting(0., "Weight of the KL term towards the policy at the start (the paper: 0.01)")
     clip_low:float = _setting(.2, "Lower half-width of the trust region on the ratio")
@@ -73,6 +76,9 @@ class DualStreamConfig(TrainingArguments):
         super().__post_init__()
         check_loss_settings(self.clip_low, self.clip_high, self.dual_clip, self.beta)
         if self.judge not in JUDGES: raise InputError(f"judge={self.judge!r}: choose one of {', '.join(JUDGES)}")
+        self.answer_rules = read_rules(self.answer_rules) or None
+        if self.judge=="none" and "judge" in (self.answer_rules or {}).values():
+            raise InputError(f"judge='none', but answer_rules={self.answer_rules}: choose a judge who reads those answers, or another rule")
         if self.n_rollouts<2: raise InputError(f"n_rollouts={self.n_rollouts}: a group needs at least 2 rollouts to compare")
         for name in ("updates_per_rollout", "queries_per_forward", "max_new_tokens", "per_device_train_batch_size"):
             if getattr(self, name)<1: raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
@@ -151,7 +157,7 @@ class DualStreamTrainer(Trainer):
         "Keep numbers for the log"
         for k,v in stats.items(): self._stats.setdefault(k, []).append(float(v))
 
-# %% ../nbs/16_trainer.ipynb #7976128c
+# %% ../nbs/16_trainer.ipynb #7ec0ad9b
 @patch
 def reference_logps(self:DualStreamTrainer,
     queries:Sequence[Query],   # Encoded
@@ -173,13 +179,13 @@ def score(self:DualStreamTrainer, queries, groups, batch):
     def refer(i): self.reference_logps(queries[i:i+n], groups[i:i+n])
     try:
         finish = [pool.submit(refer, i).result if getattr(self.judge, "waits", False) else partial(refer, i) for i in starts]
-        stats = score_groups(groups, self.archive, self.judge, batch)
+        stats = score_groups(groups, self.archive, self.judge, batch, rules=self.args.answer_rules)
         for done in finish: done()
     finally: pool.shutdown(cancel_futures=True)
     report = self.judge.report() if hasattr(self.judge, "report") else {}
     return stats|{f"judge/{k}":v for k,v in report.items()}
 
-# %% ../nbs/16_trainer.ipynb #5bae6a5d
+# %% ../nbs/16_trainer.ipynb #a10fb5a4
 @patch
 def roll_out(self:DualStreamTrainer,
     samples:Sequence[Sample], # The queries of a batch
@@ -203,7 +209,7 @@ def roll_out(self:DualStreamTrainer,
 @patch
 def _write_completions(self:DualStreamTrainer, groups, values, batch):
     rows = [dict(batch=batch, id=g.sample.id, stream=str(r.stream), question=g.sample.question, truth=g.sample.answer, text=r.text,
-                 parts=r.reward.parts, total=r.reward.total, advantage=v, truncated=r.truncated)
+                 parts=r.reward.parts, rule=r.reward.rule, total=r.reward.total, advantage=v, truncated=r.truncated)
             for g,vs in zip(groups, values) for r,v in zip(g.rollouts, vs)]
     chosen = rng_for(self.args.seed, "completions", batch).sample(rows, min(self.args.completions, len(rows)))
     with open(Path(self.args.output_dir)/"completions.jsonl", "a") as f: f.writelines(json.dumps(r)+"\n" for r in chosen)
