@@ -40,7 +40,8 @@ def read_settings(
     for a in parser._actions:
         if a.dest in {f.name for f in fields(cls)}-set(cls.__annotations__): a.help = argparse.SUPPRESS
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it")
-    parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint in output_dir")
+    parser.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
+                        help="go on from the last complete checkpoint in output_dir, or from the one of this name")
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the settings of transformers.TrainingArguments as well")
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CROWDED', 'LEADS', 'FREE', 'tile_labels', 'learn_to_see', 'pointing_tree', 'pointing_loss', 'learn_to_point',
            'choosing_batch', 'learn_to_choose', 'stream_of', 'Traces', 'trace_tree', 'trace_loss', 'ColdStartConfig',
-           'ColdStartTrainer', 'last_checkpoint', 'claim_output', 'warm_up', 'cold_start']
+           'ColdStartTrainer', 'whole_checkpoints', 'check_files', 'claim_output', 'warm_up', 'cold_start']
 
 # %% ../nbs/11_tiny.ipynb #81832645
 import json
@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict,dataclass,field
 from pathlib import Path
 from random import Random
+from zipfile import BadZipFile,ZipFile
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError,safe_open
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -296,33 +298,54 @@ class ColdStartTrainer(Trainer):
         save_reader(self.policy, output_dir or self.args.output_dir)
 
 # %% ../nbs/11_tiny.ipynb #8ae5fd90
-def last_checkpoint(
+def whole_checkpoints(
     out:str|Path,     # Output directory of a run
-)->Path|None:         # None where there is none
-    "The newest complete checkpoint of a run"
+)->list[Path]:        # Oldest first
+    "The complete checkpoints of a run"
     def whole(path):
         try: return json.loads((path/"trainer_state.json").read_text())["global_step"]>0
         except (OSError, ValueError, KeyError): return False
     found = [p for p in Path(out).glob("checkpoint-*") if p.name[11:].isdigit() and whole(p)]
-    return max(found, key=lambda p: int(p.name[11:]), default=None)
+    return sorted(found, key=lambda p: int(p.name[11:]))
 
+def check_files(
+    checkpoint:Path, # Complete
+)->None:             # `InputError` where a file is damaged
+    "Read what tells whether a file is as it was written: the index of weights, checksums of the rest"
+    for f in sorted(checkpoint.iterdir()):
+        try:
+            if f.suffix==".safetensors": safe_open(f, "pt").keys()
+            elif f.suffix in (".pt", ".pth", ".bin"):
+                with ZipFile(f) as z:
+                    if bad := z.testzip(): raise BadZipFile(f"{bad} has another checksum")
+            elif f.suffix==".json": json.loads(f.read_text())
+        except (SafetensorError, BadZipFile, ValueError, OSError) as e:
+            others = [p.name for p in whole_checkpoints(checkpoint.parent) if p!=checkpoint]
+            raise InputError(f"{str(f)!r} is damaged ({e}): " + (f"go on from an earlier checkpoint, with --resume {others[-1]}; there are "
+                             f"{', '.join(others)}" if others else "there is no other checkpoint, so start again with another --output_dir")) from None
+
+# %% ../nbs/11_tiny.ipynb #7d3968ea
 FREE = {"output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit", "report_to", "completions",
         "queries_per_forward", "share_prefix"}  # may change when a run goes on
 
 def claim_output(
     args:TrainingArguments, # Settings; what `run.json` keeps of them are those that their own class declares, and the seed
-    resume:bool,            # Go on with what is there; otherwise no run may be there
+    resume:bool|str,        # Go on with what is there, or with the checkpoint of this name; otherwise no run may be there
 )->Path|None:               # The checkpoint to go on from
     "Make sure that an output directory belongs to this run"
     out = Path(args.output_dir)
     mine = {k:v for k,v in asdict(args).items() if k in type(args).__annotations__ and k not in FREE}|{"seed":args.seed}
-    checkpoint = last_checkpoint(out)
+    found = {p.name:p for p in whole_checkpoints(out)}
+    if isinstance(resume, str) and resume not in found:
+        raise InputError(f"there is no whole checkpoint {resume!r} in {str(out)!r}: there are {', '.join(found) or 'none'}")
+    checkpoint = found.get(resume) or next(reversed(found.values()), None)
     if checkpoint and not resume:
         raise InputError(f"{str(out)!r} holds a run already ({checkpoint.name}): go on with --resume, or choose another --output_dir")
     if resume and (out/"run.json").exists():
         theirs = json.loads((out/"run.json").read_text())
         if different := [f"{k} was {theirs.get(k)!r}, now {v!r}" for k,v in mine.items() if theirs.get(k)!=v]:
             raise InputError(f"{str(out)!r} holds another run's checkpoint: {'; '.join(different)}. Use its settings, or another --output_dir")
+    if checkpoint: check_files(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out/"run.json", json.dumps(mine, indent=1))
     return checkpoint
@@ -348,7 +371,7 @@ def warm_up(
 # %% ../nbs/11_tiny.ipynb #5c065760
 def cold_start(
     args:ColdStartConfig, # Settings
-    resume:bool=False,    # Go on with what `output_dir` holds
+    resume:bool|str=False, # Go on with what `output_dir` holds, or with its checkpoint of this name
     progress:bool=True,   # Show progress bars
 )->Policy:                # Also saved in `output_dir`
     "Everything that `ivgr sft` does"

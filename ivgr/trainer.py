@@ -311,7 +311,7 @@ class RunFiles(TrainerCallback):
 # %% ../nbs/16_trainer.ipynb #5ef1dd99
 def train(
     args:DualStreamConfig, # Settings
-    resume:bool=False,     # Go on from the last complete checkpoint in `output_dir`
+    resume:bool|str=False, # Go on from the last complete checkpoint in `output_dir`, or from the one of this name
     progress:bool=True,    # Show a progress bar
     endpoint:EndpointConfig|None=None, # Where the judge is, if it is on a server; None: the environment says
 )->Policy:                 # Trained; also saved in `output_dir`

@@ -1,9 +1,15 @@
 "A run that is killed at any moment, also in the middle of a save, loses nothing: resumed, it ends as if it had not been"
-import os,signal,subprocess,sys,time
+import multiprocessing,os,random,signal,subprocess,sys,time
 
 import pytest
 
 from ivgr.data import write_needle
+from ivgr.tiny import whole_checkpoints
+
+from fault_server import FaultServer
+
+SPAWN = multiprocessing.get_context("forkserver")  # a new process without the time that imports take
+SPAWN.set_forkserver_preload(["ivgr.trainer", "openai"])
 
 COMMON = ["--max_steps", "4", "--save_steps", "1", "--per_device_train_batch_size", "2", "--n_rollouts", "3", "--max_new_tokens", "40",
           "--learning_rate", "1e-3", "--use_cpu", "true", "--save_total_limit", "1"]
@@ -47,3 +53,55 @@ def test_killed_while_saving(data, whole, tmp_path, sign):
     for name in ("model.safetensors", "archive.json", "completions.jsonl"):
         assert (out/name).read_bytes()==(whole/name).read_bytes(), name
     assert len((out/"metrics.jsonl").read_text().splitlines())==4
+
+def live(data, out, url, sizes, resume):
+    import torch
+    from ivgr.endpoint import EndpointConfig
+    from ivgr.trainer import DualStreamConfig,train
+    torch.set_num_threads(1)
+    args = DualStreamConfig(data=data, output_dir=out, judge="endpoint", use_cpu=True, **sizes)
+    train(args, resume, progress=False, endpoint=EndpointConfig(url=url, model="m"))
+
+def steps(out):
+    "Lines of the log that are whole"
+    log = out/"metrics.jsonl"
+    return log.read_text().splitlines()[:-1] if log.exists() else []
+
+def half_saved(out):
+    "Is there a checkpoint that is not complete?"
+    whole = whole_checkpoints(out)
+    return any(p not in whole for p in out.glob("checkpoint-*"))
+
+def test_killed_twenty_times(data, tmp_path):
+    "One run, killed wherever it happens to be, with a judge on a server; what it ends with is what it would have ended with"
+    sizes = dict(max_steps=26, save_steps=1, per_device_train_batch_size=2, n_rollouts=3, max_new_tokens=40, learning_rate=1e-3, save_total_limit=2)
+    rng,kills,judging,broken = random.Random(0),0,0,0
+    with FaultServer(latency=.2) as server:
+        def start(out, resume):
+            process = SPAWN.Process(target=live, args=(str(data), str(out), server.url, sizes, resume))
+            process.start()
+            return process
+        process = start(tmp_path/"whole", False)
+        process.join(240)
+        assert process.exitcode==0
+        out,done = tmp_path/"run",0
+        while kills<20:
+            process = start(out, bool(done))
+            def wait(sign):
+                while process.is_alive() and not sign(): time.sleep(.002)
+            wait(lambda: len(steps(out))>done)                     # one more step at least, and then
+            if kills%3==0: time.sleep(rng.random()*.5)             # anywhere,
+            elif kills%3==1: wait(lambda: server.open)             # in a call of the judge,
+            else: wait(lambda: half_saved(out))                    # or in a save
+            judging += server.open>0
+            assert process.is_alive(), "the run ended before it could be killed"
+            process.kill()
+            process.join()
+            broken += half_saved(out)
+            kills,done = kills+1,len(steps(out))
+        process = start(out, True)
+        process.join(240)
+        assert process.exitcode==0
+    assert judging>=5 and broken>=5, (judging, broken)
+    for name in ("model.safetensors", "archive.json", "completions.jsonl"):
+        assert (tmp_path/"run"/name).read_bytes()==(tmp_path/"whole"/name).read_bytes(), name
