@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QuerySampler', 'choose', 'sample_rollouts', 'make_groups']
 
-# %% ../nbs/10_sampler.ipynb #d3ad47f7
+# %% ../nbs/10_sampler.ipynb #6671ff60
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from .core import Group,InputError,Rollout,Stream,rng_for
 from .prompts import parse
-from .tree import Policy,Query,Tree,backbone,forward_trees
+from .tree import Policy,Query,Tree,backbone,check_window,forward_trees,packs
 
 # %% ../nbs/10_sampler.ipynb #467f312c
 class QuerySampler:
@@ -83,12 +83,12 @@ def choose(
         tokens = torch.multinomial(p, 1, generator=generator)[:,0]
     return tokens,logp.gather(1, tokens[:,None])[:,0]
 
-# %% ../nbs/10_sampler.ipynb #2f6355d1
+# %% ../nbs/10_sampler.ipynb #8c528069
 @torch.no_grad()
 def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, generator):
     inner,head = backbone(policy.model)
     trees = [Tree([q.trunk, *(q.branches[s] for s in streams)], [-1]+[0]*len(streams)) for q in queries]
-    cache = DynamicCache()
+    cache = DynamicCache(**{} if packs(policy.model) else dict(config=policy.config.get_text_config()))
     hidden,packed = forward_trees(policy.model, trees, queries, cache)
     B,R,device = len(queries),len(streams)*n,hidden.device
     ends = torch.tensor([[start+len(tokens)-1 for start,tokens in zip(t.starts[1:], t.tokens[1:])] for t in trees], device=device)
@@ -118,7 +118,7 @@ def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, gen
         state,position = out.last_hidden_state,position+1
     return tokens.cpu(),logps.cpu(),done.cpu()
 
-# %% ../nbs/10_sampler.ipynb #50c85810
+# %% ../nbs/10_sampler.ipynb #ef5635dd
 def sample_rollouts(
     policy:Policy,               # Who replies
     queries:Sequence[Query],     # To what
@@ -133,13 +133,16 @@ def sample_rollouts(
     if n<1: raise InputError(f"n={n}: sample at least 1 rollout a stream")
     if max_new_tokens<1: raise InputError(f"max_new_tokens={max_new_tokens}: a reply needs at least 1 token")
     if temperature<0 or not 0<top_p<=1: raise InputError(f"temperature={temperature}, top_p={top_p}: choose temperature >= 0 and 0 < top_p <= 1")
+    check_window(policy.model, max((len(q.trunk)+len(b) for q in queries for b in q.branches.values()), default=0)+max_new_tokens)
     training = policy.model.training
     policy.model.eval()
     out = [[] for _ in queries]
     try:
         for kind in dict.fromkeys(tuple(q.branches) for q in queries):   # queries with the same streams go together
             where = [i for i,q in enumerate(queries) if tuple(q.branches)==kind]
-            jobs = [(where, kind, n)] if shared else [([i for i in where for _ in range(n)], (s,), 1) for s in kind]
+            if not packs(policy.model): jobs = [([i]*n, (s,), 1) for i in where for s in kind]
+            elif shared: jobs = [(where, kind, n)]
+            else: jobs = [([i for i in where for _ in range(n)], (s,), 1) for s in kind]
             for which,streams,k in jobs:
                 tokens,logps,done = _decode(policy, [queries[i] for i in which], streams, k, max_new_tokens, temperature, top_p, generator)
                 for b,i in enumerate(which):
