@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QuerySampler', 'choose', 'sample_rollouts', 'make_groups']
 
-# %% ../nbs/10_sampler.ipynb #6671ff60
+# %% ../nbs/10_sampler.ipynb #dc10dd1a
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from .core import Group,InputError,Rollout,Stream,rng_for
 from .prompts import parse
-from .tree import Policy,Query,Tree,backbone,check_window,forward_trees,packs
+from .tree import Policy,Query,Tree,backbone,check_window,forward_trees,mask_for,packs
 
 # %% ../nbs/10_sampler.ipynb #467f312c
 class QuerySampler:
@@ -83,7 +83,7 @@ def choose(
         tokens = torch.multinomial(p, 1, generator=generator)[:,0]
     return tokens,logp.gather(1, tokens[:,None])[:,0]
 
-# %% ../nbs/10_sampler.ipynb #8c528069
+# %% ../nbs/10_sampler.ipynb #f01f693c
 @torch.no_grad()
 def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, generator):
     inner,head = backbone(policy.model)
@@ -113,7 +113,7 @@ def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, gen
                                           for x in (alive, visible, position, new))
         own = torch.eye(alive.shape[1], dtype=torch.bool, device=device).expand(B, -1, -1)
         visible = torch.cat([visible, own], 2)
-        out = inner(input_ids=new, attention_mask=visible[:,None], position_ids=position.expand(3, -1, -1),
+        out = inner(input_ids=new, attention_mask=mask_for(policy.model, visible[:,None]), position_ids=position.expand(3, -1, -1),
                     past_key_values=cache, use_cache=True)
         state,position = out.last_hidden_state,position+1
     return tokens.cpu(),logps.cpu(),done.cpu()

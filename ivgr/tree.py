@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tree', 'tree_mask', 'tree_positions', 'Packed', 'pack', 'Query', 'grow', 'backbone', 'layer_kinds', 'packs',
-           'check_window', 'selected_logps', 'forward_trees', 'leaf_logps', 'token_logps', 'Policy', 'read_prompts',
-           'encode']
+           'check_window', 'selected_logps', 'mask_for', 'forward_trees', 'leaf_logps', 'token_logps', 'Policy',
+           'read_prompts', 'encode']
 
 # %% ../nbs/08_tree.ipynb #eb50638e
 from collections.abc import Sequence
@@ -169,7 +169,17 @@ def selected_logps(
     return torch.cat([_logps(h, head, y, temperature, banned) if keep else
                       checkpoint(_logps, h, head, y, temperature, banned, use_reentrant=False) for h,y in pieces])
 
-# %% ../nbs/08_tree.ipynb #70aa8f41
+# %% ../nbs/08_tree.ipynb #27665e68
+def mask_for(
+    model:Any,      # The policy's model
+    visible:Tensor, # `(B, 1, Q, K)` bool
+)->Tensor:          # The same shape
+    "A mask as the model's attention reads it: `sdpa` takes truth values, `eager` adds numbers to its scores"
+    if model.config.get_text_config()._attn_implementation!="eager": return visible
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+# %% ../nbs/08_tree.ipynb #da769c9a
 def forward_trees(
     model:Any,                  # The policy's model
     trees:Sequence[Tree],       # `B` trees
@@ -185,7 +195,7 @@ def forward_trees(
     device = inner.get_input_embeddings().weight.device
     packed = Packed(*(x.to(device) for x in pack(trees, [q.positions for q in queries])))
     pixels,grid = (torch.cat([getattr(q, name) for q in queries]).to(device) for name in ("pixels", "grid"))
-    out = inner(input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, pixel_values=pixels,
+    out = inner(input_ids=packed.ids, attention_mask=mask_for(model, packed.mask), position_ids=packed.positions, pixel_values=pixels,
                 image_grid_thw=grid, past_key_values=cache, use_cache=cache is not None)
     return out.last_hidden_state,packed
 

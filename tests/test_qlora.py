@@ -204,6 +204,17 @@ def test_a_quantised_policy_without_adapter_survives_the_disk(saved, data, tmp_p
     with pytest.raises(InputError, match="quantised already"): load_policy(tmp_path, device="cpu", quantise=4)
     with pytest.raises(InputError, match="can't be saved as torch.float16"): save_policy(policy, tmp_path/"b", torch.float16)
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_kinds_of_attention_agree(family, saved, data):
+    policy,eager = (load_policy(saved/family, device="cpu", attn_implementation=a) for a in ("sdpa", "eager"))
+    assert (policy.config._attn_implementation, eager.config._attn_implementation)==("sdpa", "eager")
+    queries,rollouts = rolled(policy, data)
+    assert (logps(policy, queries, rollouts)-logps(eager, queries, rollouts)).abs().max()<1e-4
+    _,others = rolled(eager, data)
+    kept = torch.tensor([l for rs in others for r in rs for l in r.logps])
+    assert (logps(policy, queries, others)-kept).abs().max()<1e-4
+    with pytest.raises(InputError, match="flash_attention_2.*takes a mask"): load_policy(saved/family, device="cpu", attn_implementation="flash_attention_2")
+
 # Bad input
 
 def edit(path, **changes): path.write_text(json.dumps(json.loads(path.read_text())|changes))
