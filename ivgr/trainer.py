@@ -28,6 +28,7 @@ from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_policy,save_reader
 from .policy_judge import JUDGES,frozen_base,make_judge
+from .qlora import LoraSettings,add_lora,check_trainable
 from .rewards import read_rules
 from .sampler import QuerySampler,make_groups,sample_rollouts
 from .tiny import claim_output
@@ -70,10 +71,27 @@ class DualStreamConfig(TrainingArguments):
     save_steps:float = _setting(50, "Steps between two checkpoints; a multiple of updates_per_rollout")
     save_total_limit:int|None = _setting(2, "Checkpoints to keep")
     report_to:None|str|list[str] = _setting("none", "Where to report: none, all, tensorboard, wandb, trackio")
+    quantise:int|None = _setting(None, "Hold the language model in 4 or 8 bits, which needs lora_rank; default in full")
+    lora_rank:int = _setting(0, "Train an adapter of this rank beside frozen weights; 0: train all weights, or the adapter that the policy has")
+    lora_alpha:float = _setting(32., "Scale of the adapter, divided by its rank")
+    lora_dropout:float = _setting(0., "Dropout of the adapter's input; above 0 the ratio of a first step is not 1")
+    lora_targets:list[str] = field(default_factory=list, metadata=dict(help="Endings of the names of layers to adapt, such as q_proj v_proj; default all linear layers"))
+    lora_vision:bool = _setting(False, "Adapt the vision tower too")
+    lora_merger:bool = _setting(False, "Adapt what joins patches into visual tokens too")
+    rslora:bool = _setting(False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
+    dora:bool = _setting(False, "Adapt length and direction of weights apart (DoRA); slower")
+    attn_implementation:str = _setting("sdpa", "How attention is computed: sdpa or eager")
     remove_unused_columns:bool = False
     ignore_data_skip:bool = True  # a batch is computed from the step, so there is nothing to skip
+    @property
+    def lora(self)->LoraSettings|None: # None: no new adapter
+        "The settings of the adapter"
+        if not self.lora_rank: return None
+        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_vision, self.lora_merger, tuple(self.lora_targets), self.rslora, self.dora)
     def __post_init__(self):
         super().__post_init__()
+        if self.quantise not in (None, 4, 8): raise InputError(f"quantise={self.quantise!r}: choose 4 or 8 bits, or leave it out")
+        self.lora  # refuses what is out of range
         check_loss_settings(self.clip_low, self.clip_high, self.dual_clip, self.beta)
         if self.judge not in JUDGES: raise InputError(f"judge={self.judge!r}: choose one of {', '.join(JUDGES)}")
         self.answer_rules = read_rules(self.answer_rules) or None
@@ -308,7 +326,7 @@ class RunFiles(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs): self.bar.update()
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
-# %% ../nbs/16_trainer.ipynb #5ef1dd99
+# %% ../nbs/16_trainer.ipynb #bbc34416
 def train(
     args:DualStreamConfig, # Settings
     resume:bool|str=False, # Go on from the last complete checkpoint in `output_dir`, or from the one of this name
@@ -318,7 +336,9 @@ def train(
     "Everything that `ivgr train` does"
     samples = Samples(args.data)
     checkpoint = claim_output(args, resume)
-    policy = load_policy(args.policy, max_pixels=args.max_pixels)
+    policy = load_policy(args.policy, max_pixels=args.max_pixels, quantise=args.quantise, attn_implementation=args.attn_implementation)
+    if args.lora: policy = add_lora(policy, args.lora, args.seed)
+    check_trainable(policy, args.beta)
     args.disable_tqdm = True  # RunFiles shows our own bar
     trainer = DualStreamTrainer(policy, args, samples, make_judge(args.judge, policy, endpoint))
     trainer.remove_callback(PrinterCallback)

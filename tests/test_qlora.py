@@ -14,7 +14,7 @@ from transformers import AutoConfig,AutoModelForImageTextToText,Qwen2VLImageProc
 
 import ivgr
 from ivgr.boxes import Frame
-from ivgr.core import InputError
+from ivgr.core import InputError,Reward
 from ivgr.data import Samples,write_needle
 from ivgr.policy import TINY_PROMPTS,is_quantised,load_policy,quantisation,save_policy,tiny_tokenizer
 from ivgr.qlora import LoraSettings,add_lora,lora_targets,merge,push_policy
@@ -336,3 +336,61 @@ def test_push(refuse, saved, monkeypatch):
     files = {l["value"]["path"]:b64decode(l["value"]["content"]) for l in lines if l["key"]=="file"}
     assert {"adapter_config.json", "adapter_model.safetensors", "prompts.json", "tokenizer.json", "preprocessor_config.json"}<=set(files)
     assert b"lora_A" in files["adapter_model.safetensors"][:2000]
+
+# The trainer. Random weights never earn a reward, so here a reply is worth something by its tokens
+
+@pytest.fixture
+def toy_reward(monkeypatch):
+    def score(groups, archive, judge, batch):
+        for g in groups:
+            for r in g.rollouts: r.reward = Reward({}, float(sum(r.tokens)%7))
+        return {}
+    monkeypatch.setattr("ivgr.trainer.score_groups", score)
+
+def train_args(out, data, policy, **settings):
+    from ivgr.trainer import DualStreamConfig
+    settings = dict(max_steps=2, save_steps=1, per_device_train_batch_size=2, n_rollouts=2, max_new_tokens=12, learning_rate=.01, warmup_steps=0)|settings
+    return DualStreamConfig(output_dir=str(out), data=str(data), policy=str(policy), use_cpu=True, **settings)
+
+def trained(model): return {n:p.detach().clone() for n,p in model.named_parameters() if p.requires_grad}
+
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_qlora_run_ends_where_the_whole_one_does(family, saved, data, tmp_path, toy_reward):
+    from ivgr.trainer import train
+    settings = dict(quantise=4, lora_rank=4, lora_merger=True, beta=.01)
+    whole = train(train_args(tmp_path/"a", data, saved/family, **settings), progress=False)
+    train(train_args(tmp_path/"b", data, saved/family, **settings|dict(max_steps=1)), progress=False)
+    torch.manual_seed(5)
+    resumed = train(train_args(tmp_path/"b", data, saved/family, **settings), resume=True, progress=False)
+    assert same(trained(whole.model), trained(resumed.model))
+    start = trained(add_lora(load_policy(saved/family, device="cpu", quantise=4), LoraSettings(4, merger=True)).model)
+    assert not any(torch.equal(p, start[n]) for n,p in trained(whole.model).items() if "lora_B" in n)
+    lines = [json.loads(l) for l in (tmp_path/"a"/"metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["textual/kl"]==0 and lines[-1]["textual/kl"]>0
+    queries,rollouts = rolled(whole, data)
+    assert torch.equal(logps(load_policy(tmp_path/"a", device="cpu", quantise=4), queries, rollouts), logps(whole, queries, rollouts))
+
+def test_checkpointing_does_not_change_the_run(saved, data, tmp_path, toy_reward):
+    from ivgr.trainer import train
+    run = lambda name, **settings: trained(train(train_args(tmp_path/name, data, saved/"qwen3_vl", lora_rank=4, lora_vision=True, **settings), progress=False).model)
+    plain,other = run("plain"),run("checkpoints", gradient_checkpointing=True)
+    assert plain.keys()==other.keys() and max((plain[k]-other[k]).abs().max() for k in plain)<1e-4
+    assert all(p.any() for n,p in plain.items() if "lora_B" in n)
+
+def test_a_run_goes_on_from_an_adapter(saved, data, tmp_path, toy_reward):
+    from ivgr.trainer import train
+    first = train(train_args(tmp_path/"a", data, saved/"qwen2_5_vl", lora_rank=4), progress=False)
+    before = trained(first.model)
+    second = train(train_args(tmp_path/"b", data, tmp_path/"a", quantise=8), progress=False)
+    assert before.keys()==trained(second.model).keys() and not same(before, trained(second.model))
+    with pytest.raises(InputError, match="has an adapter already"): train(train_args(tmp_path/"c", data, tmp_path/"a", lora_rank=4), progress=False)
+
+def test_settings_on_the_command_line():
+    from ivgr.cli import read_settings
+    from ivgr.trainer import DualStreamConfig
+    flags = "--quantise 4 --lora_rank 8 --lora_targets q_proj v_proj --lora_merger true --rslora true --gradient_checkpointing true".split()
+    args,_ = read_settings(DualStreamConfig, [*flags, "--use_cpu", "true"], "ivgr train", "")
+    assert args.quantise==4 and args.lora==LoraSettings(8, merger=True, targets=("q_proj", "v_proj"), rslora=True)
+    assert read_settings(DualStreamConfig, ["--use_cpu", "true"], "ivgr train", "")[0].lora is None
