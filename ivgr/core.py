@@ -24,12 +24,12 @@ class Stream(str, Enum):
     SINGLE = "single"      # Data without boxes: textual prompt, no partner stream
     def __str__(self): return self.value
 
-# %% ../nbs/00_core.ipynb #3020d357
+# %% ../nbs/00_core.ipynb #7795825c
 @dataclass(frozen=True)
 class Sample:
     "One query: image(s), question, and what is known of the truth"
     id: str                    # Stable across runs; the archive's key
-    images: tuple              # Paths or PIL images, in the order in which the prompt shows them
+    images: tuple              # Paths, file contents or PIL images, in the order in which the prompt shows them
     question: str              # As the model sees it, options included, without image placeholders
     answer: str                # The right answer: text, or the letter of the right option
     boxes: tuple = ()          # `(x1, y1, x2, y2)` of each target, in pixels of the original first image

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SPLITS', 'REQUIRED', 'NeedleConfig', 'Tile',
            'make_scene', 'render', 'region', 'box_text', 'Question', 'attribute_question', 'relation_question', 'ask',
-           'split_of', 'needle_scene', 'write_needle', 'load_image', 'image_size', 'check_boxes', 'is_paired',
-           'Samples', 'reply']
+           'split_of', 'needle_scene', 'write_needle', 'Encoded', 'load_image', 'image_size', 'fetch', 'data_files',
+           'unpack', 'ImageFinder', 'check_boxes', 'target_boxes', 'is_paired', 'Samples', 'reply']
 
-# %% ../nbs/03_data.ipynb #f8413630
-import hashlib,io,json,math
-from collections.abc import Sequence
+# %% ../nbs/03_data.ipynb #811da801
+import hashlib,io,json,math,re,shutil,tarfile
+from collections.abc import Callable,Iterator,Sequence
+from contextlib import contextmanager
 from dataclasses import asdict,dataclass,replace
 from pathlib import Path
 from random import Random
+from typing import Any,NamedTuple
 
 import numpy as np
 from PIL import Image,UnidentifiedImageError
@@ -254,44 +256,152 @@ def write_needle(
     pq.write_table(table, buffer)
     return write_atomic(out/f"{split}.parquet", buffer.getvalue())
 
-# %% ../nbs/03_data.ipynb #bde4961a
-REQUIRED = ("problem", "answer", "images", "target_instances", "datasource")
+# %% ../nbs/03_data.ipynb #437504e2
+class Encoded(NamedTuple):
+    "An image file's content that stands in the table itself"
+    name: str    # Where it stands, for error messages
+    data: bytes  # JPEG, PNG, ...
 
-def load_image(
-    image:str|Path|Image.Image, # A path, or an image that is already open
-)->Image.Image:                 # RGB
-    "Open an image, or say which one is broken"
-    if isinstance(image, Image.Image): return image.convert("RGB")
+@contextmanager
+def _opened(image):
+    name,closed = (image.name, io.BytesIO(image.data)) if isinstance(image, Encoded) else (str(image), image)
     try:
-        with Image.open(image) as im: return im.convert("RGB")
-    except FileNotFoundError: raise InputError(f"image {str(image)!r} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
-        raise InputError(f"image {str(image)!r} can't be read ({e}): replace the file or drop its rows") from None
+        with Image.open(closed) as im: yield im
+    except FileNotFoundError: raise InputError(f"image {name!r} does not exist") from None
+    except Image.DecompressionBombError as e:
+        raise InputError(f"image {name!r} is too large: {str(e).split(',')[0].lower()}. Models see a few megapixels at most, so shrink "
+                         "the file, and its boxes with it; or, if you trust it, set PIL.Image.MAX_IMAGE_PIXELS") from None
+    except Exception as e: # damaged files raise whatever a format's reader stumbles over: OSError, SyntaxError, RuntimeError, ...
+        empty = not (len(image.data) if isinstance(image, Encoded) else Path(image).stat().st_size)
+        said = "it is empty" if empty else "no known image format" if isinstance(e, UnidentifiedImageError) else e
+        raise InputError(f"image {name!r} can't be read ({said}): replace the file or drop its rows") from None
 
-# %% ../nbs/03_data.ipynb #9c7b73d2
+# %% ../nbs/03_data.ipynb #1669caa5
+def load_image(
+    image:str|Path|Encoded|Image.Image, # A path, an image file's content, or an image that is already open
+)->Image.Image:                         # RGB
+    "Open an image, or say which one is broken"
+    def rgb(im): # As it looks on white paper
+        if not im.has_transparency_data: return im.convert("RGB")
+        im = im.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("RGB")
+    if isinstance(image, Image.Image): return rgb(image)
+    with _opened(image) as im: return rgb(im)
+
+# %% ../nbs/03_data.ipynb #294181f8
 def image_size(
-    image:str|Path|Image.Image, # A path, or an image that is already open
-)->tuple[int, int]:             # `(width, height)` in pixels
+    image:str|Path|Encoded|Image.Image, # A path, an image file's content, or an image that is already open
+)->tuple[int, int]:                     # `(width, height)` in pixels
     "Size of an image from its header"
     if isinstance(image, Image.Image): return image.size
-    try:
-        with Image.open(image) as im: return im.size
-    except FileNotFoundError: raise InputError(f"image {str(image)!r} does not exist") from None
-    except (UnidentifiedImageError, OSError) as e: raise InputError(f"image {str(image)!r} can't be read ({e})") from None
+    with _opened(image) as im: return im.size
 
-# %% ../nbs/03_data.ipynb #49e29b57
+# %% ../nbs/03_data.ipynb #d2049cfe
+def fetch(
+    name:str, # Of a data set on the hub, `owner/name`
+)->Path:      # Directory of its newest snapshot
+    "A data set from the hub's cache, where it is put if it is not there yet"
+    from huggingface_hub import constants,snapshot_download
+    try: return Path(snapshot_download(name, repo_type="dataset"))
+    except Exception as e: # ours is not the place to know all that can happen on a network
+        raise InputError(f"there is no file or directory {name!r}, and the data set {name!r} of the hub is neither in the cache "
+            f"({constants.HF_HUB_CACHE}) nor could it be downloaded ({str(e.__cause__ or e).splitlines()[0][:240]}). On a machine with "
+            f"a network: `hf download {name} --repo-type dataset --local-dir DIR`; copy DIR here and give it instead of the name") from None
+
+# %% ../nbs/03_data.ipynb #38084c81
+def data_files(
+    folder:Path, # Directory
+    split:str,   # `train`, `validation`, `test` or another name
+)->list[Path]:   # One parquet file, or the shards of one
+    "The parquet files of a split, by their names; a directory's only one is its training data, whatever its name"
+    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"data/{split}-*.parquet"):
+        if found := sorted(folder.glob(pattern)): return found
+    other = [f for f in sorted(folder.glob("*.parquet")) if re.split(r"[-.]", f.name)[0] not in SPLITS]
+    if split=="train" and len(other)==1: return other
+    there = f"it holds {', '.join(f.name for f in other)}: name one of these files" if other else (
+        "give a parquet file, a directory with train.parquet in it (`ivgr data needle` writes one), or the name of a data set on the hub")
+    raise InputError(f"no data at {str(folder/f'{split}.parquet')!r}: {there}")
+
+# %% ../nbs/03_data.ipynb #9365b7d5
+def unpack(
+    archive:Path, # `.tar`, `.tar.gz` and the like
+)->Path:          # Directory with its content
+    "Unpack an archive, unless that has been done before"
+    from filelock import FileLock
+    from huggingface_hub.constants import HF_HOME
+    stat = archive.stat()
+    key = hashlib.sha1(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = Path(HF_HOME)/"ivgr"/f"{archive.name.split('.')[0]}-{key}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.exists(): return target
+        free,partial = shutil.disk_usage(target.parent).free,target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True) # of a process that was killed
+        if free<stat.st_size:
+            raise InputError(f"{str(archive)!r} must be unpacked, which takes {stat.st_size/2**30:.1f} GiB or more, and only {free/2**30:.1f} are "
+                             f"free at {HF_HOME}: unpack it yourself beside the parquet file, or set HF_HOME to a larger disk")
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tqdm(tar, desc=f"unpacking {archive.name} into {target}, once", unit=" files"):
+                    tar.extract(member, partial, filter="data") # nothing may land outside
+                zeros = 0 # `tarfile` takes a broken header for the end, which is zeros to the last byte
+                while chunk := tar.fileobj.read(2**20):
+                    if chunk.strip(b"\0"): raise tarfile.ReadError("a header is broken")
+                    zeros += len(chunk)
+                if not zeros: raise tarfile.ReadError("it ends too early")
+            partial.rename(target)
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno: raise           # the disk's fault, not the archive's
+            raise InputError(f"{str(archive)!r} can't be unpacked ({e}): it is damaged, download it again") from None
+        finally: shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+# %% ../nbs/03_data.ipynb #a3bea4ef
+class ImageFinder:
+    "Where relative paths of images lead: beside the table, or into its archives, which are unpacked when first needed"
+    def __init__(self,
+        folders:Sequence[Path], # Directories to look in, and in their archives
+    ):
+        self.folders,self.archives = list(folders),sorted({a for f in folders for a in f.glob("*.tar*")} | {a for f in folders for a in f.glob("*.tgz")})
+    def __call__(self,
+        path:str, # As the table has it
+    )->str:       # Where the file is, or would have to be
+        while True:
+            for folder in self.folders:
+                if (folder/path).exists(): return str(folder/path)
+            if not self.archives: return str(self.folders[0]/path)
+            self.folders.append(unpack(self.archives[0]))
+            del self.archives[0]
+
+# %% ../nbs/03_data.ipynb #4650b473
+REQUIRED = ("problem", "answer", "images", "target_instances", "datasource")
+
 def check_boxes(
     boxes:Sequence[Sequence[float]], # `(x1, y1, x2, y2)` each, in pixels
     size:tuple[int, int],            # `(width, height)` of the image
-)->None:
-    "Raise `InputError` for a box that is not finite, reversed, empty, or outside its image"
+)->tuple[tuple[float, ...], ...]:    # The same, cut to the image
+    "Raise `InputError` for a box that is not finite, reversed, empty, or more than a pixel outside its image"
     w,h = size
     for b in boxes:
-        if len(b)!=4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in b):
-            raise InputError(f"box {list(b)} is not four finite numbers")
+        if not isinstance(b, Sequence) or len(b)!=4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in b):
+            raise InputError(f"box {b} is not four finite numbers")
         x1,y1,x2,y2 = b
         if x1>=x2 or y1>=y2: raise InputError(f"box {list(b)} is reversed or empty: expected x1 < x2 and y1 < y2")
-        if x1<0 or y1<0 or x2>w or y2>h: raise InputError(f"box {list(b)} lies outside its image of {w}x{h} px")
+        if x1<-1 or y1<-1 or x2>w+1 or y2>h+1 or x1>=w or y1>=h or x2<=0 or y2<=0:
+            raise InputError(f"box {list(b)} lies outside its image of {w}x{h} px")
+    return tuple((max(x1, 0), max(y1, 0), min(x2, w), min(y2, h)) for x1,y1,x2,y2 in boxes)
+
+# %% ../nbs/03_data.ipynb #736b06aa
+def target_boxes(
+    instances:Any, # A value of the column `target_instances`
+)->list:           # Its boxes, unchecked
+    "Read the boxes of a row"
+    try:
+        if isinstance(instances, str): instances = json.loads(instances)
+        if isinstance(instances, dict): return list(instances["bbox"] or ())
+        return [t["bbox"] for t in instances or ()]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f'target_instances is {str(instances)[:100]!r}: expected a list of {{"bbox": [x1, y1, x2, y2]}}') from None
 
 # %% ../nbs/03_data.ipynb #e0f50078
 def is_paired(
@@ -300,61 +410,90 @@ def is_paired(
     "The authors train their `ours_*` sources, which have no boxes, in the single stream"
     return not source.startswith("ours_")
 
-# %% ../nbs/03_data.ipynb #233be70d
+# %% ../nbs/03_data.ipynb #afe2e786
+def _images(value, find, where): # The column `images`: one or a list of paths, bytes, or structs of both
+    out = []
+    for k,v in enumerate(value if isinstance(value, list) else [value]):
+        content,path = (v, None) if isinstance(v, bytes) else (v.get("bytes"), v.get("path")) if isinstance(v, dict) else (None, v)
+        if content is not None: out.append(Encoded(f"{where}, image {k}"+(f" ({path})" if path else ""), content))
+        elif isinstance(path, str) and path: out.append(find(path))
+        else: raise InputError(f"image {k} is {v!r}: expected a path, or the content of an image file")
+    return tuple(out)
+
+def _image_key(value): # Something short and hashable that tells images apart
+    if isinstance(value, list): return tuple(map(_image_key, value))
+    if isinstance(value, dict): value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    return hashlib.sha1(value).hexdigest() if isinstance(value, bytes) else value
+
 def _sample(
     row:dict,    # One row in the published columns
-    root:Path,   # Directory to which image paths are relative
+    find:Callable[[str], str], # Where the path of an image leads
+    where:str,   # File and row, for errors that come when an image is opened
 )->Sample:
     "Check one row and make a sample of it"
-    paired = is_paired(row["datasource"])
-    images = tuple(str(root/p) for p in row["images"])
-    question = row.get("query") or row["problem"]
+    for name in ("problem", "answer", "datasource"):
+        if not isinstance(row[name] or "", str): raise InputError(f"{name} is {row[name]!r}: expected text")
+        if not (row[name] or "").strip(): raise InputError(f"{name} is empty")
+    images = _images(row["images"], find, where)
     placeholders = row["problem"].count("<image>")
     if placeholders!=len(images): raise InputError(f"{placeholders} <image> placeholders for {len(images)} images")
-    for name in ("answer", "problem"):
-        if not (row[name] or "").strip(): raise InputError(f"{name} is empty")
-    boxes = tuple(tuple(t["bbox"]) for t in row["target_instances"] or ())
-    if paired and not boxes:
-        raise InputError(f"no target box, but rows of {row['datasource']!r} are trained in both streams: add "
-                         "target_instances, or let the datasource begin with 'ours_' for the single stream")
-    if paired: check_boxes(boxes, image_size(images[0]))
-    key = hashlib.sha1(json.dumps([row["problem"], row["images"]]).encode()).hexdigest()[:16]
-    return Sample(row.get("id") or f"{row['datasource']}-{key}", images, question.replace("<image>", "").strip(),
-                  row["answer"].strip(), boxes, row["datasource"], row.get("question_type") or "", paired)
+    if not images: raise InputError("there is no image")
+    boxes,paired = (),is_paired(row["datasource"])
+    if paired:
+        boxes = target_boxes(row["target_instances"])
+        if not boxes: raise InputError(f"no target box, but rows of {row['datasource']!r} are trained in both streams: add "
+                                       "target_instances, or let the datasource begin with 'ours_' for the single stream")
+        boxes = check_boxes(boxes, image_size(images[0]))
+    key = hashlib.sha1(json.dumps([row["problem"], _image_key(row["images"])]).encode()).hexdigest()[:16]
+    return Sample(f"{row['datasource']}-{key}" if row.get("id") in (None, "") else str(row["id"]), images,
+                  (row.get("query") or row["problem"]).replace("<image>", "").strip(), row["answer"].strip(), boxes, row["datasource"],
+                  row.get("question_type") or "", paired)
 
-# %% ../nbs/03_data.ipynb #f3a64ca2
+# %% ../nbs/03_data.ipynb #12002428
 class Samples(Sequence):
     "Training or evaluation data in the published format, read lazily and checked row by row"
     def __init__(self,
-        path:str|Path,      # A parquet file, or a directory that holds `<split>.parquet`
+        path:str|Path,      # A parquet file, a directory, or the name of a data set on the hub
         split:str="train",  # Which file of a directory
     ):
         import pyarrow.parquet as pq
-        self.file = Path(path)
-        if self.file.is_dir(): self.file = self.file/f"{split}.parquet"
-        if not self.file.exists():
-            raise InputError(f"no data at {str(self.file)!r}: give a parquet file or a directory with {split}.parquet in it "
-                             "(`ivgr data needle` writes one)")
-        try: self.table = pq.read_table(self.file, memory_map=True)
-        except Exception as e: raise InputError(f"{str(self.file)!r} is not a readable parquet file ({e})") from None
-        missing = [c for c in REQUIRED if c not in self.table.column_names]
-        if missing: raise InputError(f"{str(self.file)!r} lacks the column(s) {', '.join(missing)}; it has "
-                                     f"{', '.join(self.table.column_names)}")
-        if not len(self.table): raise InputError(f"{str(self.file)!r} holds no rows")
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+        given = Path(path)
+        if not given.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)): given = fetch(str(path))
+        files = [given] if given.is_file() else data_files(given, split)
+        self.file = files[0] if len(files)==1 else given
+        for f in files:
+            try: names = pq.read_schema(f).names
+            except Exception as e: raise InputError(f"{str(f)!r} is not a readable parquet file ({e})") from None
+            if missing := [c for c in REQUIRED if c not in names]:
+                raise InputError(f"{str(f)!r} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+        if not sum(pq.read_metadata(f).num_rows for f in files): raise InputError(f"{str(self.file)!r} holds no rows")
+        try: self.table = load_dataset("parquet", data_files={"data":[str(f) for f in files]}, split="data").data.table
+        except DatasetsError as e: raise InputError(f"{str(self.file)!r} can't be read ({e.__cause__ or e})") from None
+        self.find = ImageFinder(list(dict.fromkeys([f.parent for f in files]+([given] if given.is_dir() else []))))
     @property
     def paired(self)->list[bool]:
         "For each row: trained in both streams?"
-        return [is_paired(s) for s in self.table.column("datasource").to_pylist()]
+        return [is_paired(s or "") for s in self.table.column("datasource").to_pylist()]
+    def by_image(self)->list[list[int]]:
+        "Row numbers, those about the same image(s) together"
+        groups = {}
+        for i,images in enumerate(self.table.column("images")): groups.setdefault(_image_key(images.as_py()), []).append(i)
+        return list(groups.values())
     def __len__(self): return len(self.table)
     def row(self, i:int  # Row number
            )->dict:      # All columns of the row
         "One row as it stands in the file"
         if not 0<=i<len(self): raise IndexError(f"row {i} of {len(self)}")
         return self.table.slice(i, 1).to_pylist()[0]
-    def __getitem__(self, i):
-        if isinstance(i, slice): return [self[k] for k in range(*i.indices(len(self)))]
-        try: return _sample(self.row(i), self.file.parent)
+    def read(self, i:int # Row number
+            )->tuple[Sample, dict]: # The sample, and the row that it was made of
+        "One row, checked"
+        row = self.row(i)
+        try: return _sample(row, self.find, f"{self.file.name}, row {i}"),row
         except InputError as e: raise InputError(f"{str(self.file)!r}, row {i}: {e}") from None
+    def __getitem__(self, i): return [self[k] for k in range(*i.indices(len(self)))] if isinstance(i, slice) else self.read(i)[0]
 
 # %% ../nbs/03_data.ipynb #f33315ae
 def reply(

@@ -199,7 +199,7 @@ def stream_of(
     "In which stream a paired row is traced; always the same for the same row"
     return Stream.TEXTUAL if rng_for(seed, "stream", sample_id).random()<textual_share else Stream.GROUNDED
 
-# %% ../nbs/11_tiny.ipynb #9f16433b
+# %% ../nbs/11_tiny.ipynb #a2cad3af
 class Traces(Dataset):
     "Rows grouped by image: item `i` is a list of (sample, stream, reply) about one image"
     def __init__(self,
@@ -211,14 +211,12 @@ class Traces(Dataset):
         if missing := {"textual", "grounded"}-set(samples.table.column_names):
             raise InputError(f"{str(samples.file)!r} lacks {', '.join(sorted(missing))}: a cold start needs the reasoning of both streams")
         self.samples,self.textual_share,self.seed = samples,textual_share,seed
-        groups = {}
-        for i,images in enumerate(samples.table.column("images").to_pylist()): groups.setdefault(tuple(images), []).append(i)
-        self.rows = list(groups.values())
+        self.rows = samples.by_image()
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         out = []
         for r in self.rows[i]:
-            sample,row = self.samples[r],self.samples.row(r)
+            sample,row = self.samples.read(r)
             stream = stream_of(sample.id, self.textual_share, self.seed) if sample.paired else Stream.SINGLE
             reasoning = row["grounded" if stream==Stream.GROUNDED else "textual"]
             if not reasoning: raise InputError(f"{str(self.samples.file)!r}, row {r}: no {stream} reasoning")
