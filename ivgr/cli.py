@@ -82,10 +82,31 @@ def _add_fields(parser, cls, names, prefix=""): # Flags for fields of a dataclas
             group.add_argument(f"--{prefix}{f.name}", type=f.type if f.type in (int, float) else json.loads if f.type is dict else str,
                                default=default, help=said[f.name])
 
+def _show_data(argv):
+    from ivgr.data import Samples
+    from ivgr.show_data import choose_rows,draw_samples,survey,survey_table,write_good
+    p = _parser("data show", "Read every row of a data set: what is in it, what is broken, and a picture of some rows with their boxes.")
+    p.add_argument("path", help="parquet file, directory, or name of a data set on the hub")
+    p.add_argument("--split", default="train", help="which file of a directory")
+    p.add_argument("--decode", action="store_true", help="decode every image; otherwise its header is read")
+    p.add_argument("--picture", default="samples.png", metavar="FILE", help="where the picture goes")
+    p.add_argument("--n", type=int, default=8, help="rows in the picture")
+    p.add_argument("--seed", type=int, default=0, help="another seed draws other rows")
+    p.add_argument("--good", metavar="FILE", help="write the rows that can be used to this parquet file")
+    a = p.parse_args(argv)
+    if a.n<1: raise InputError(f"n={a.n}: draw at least 1 row")
+    samples = Samples(a.path, a.split)
+    found = survey(samples, a.decode)
+    print(survey_table(found))
+    if a.good: print(f"the others are in {write_good(samples, found, a.good)}")
+    draw_samples(choose_rows(samples, a.n, a.seed), a.picture)
+    print(f"some of them are drawn in {a.picture}")
+
 def _data(argv):
+    if argv[:1]==["show"]: return _show_data(argv[1:])
     from ivgr.data import SPLITS,NeedleConfig,write_needle
-    p = _parser("data needle", "Write needle scenes (parquet and PNG files) in the published format.")
-    p.add_argument("kind", choices=["needle"], help="what to write")
+    p = _parser("data needle", "Write needle scenes (parquet and PNG files) in the published format; `ivgr data show PATH` looks at any data.")
+    p.add_argument("kind", choices=["needle", "show"], help="write needle scenes, or look at data")
     p.add_argument("--out", required=True, metavar="DIR", help="directory for SPLIT.parquet and images/")
     p.add_argument("--split", default="train", choices=list(SPLITS), help="scenes of different splits never coincide")
     p.add_argument("--n", type=int, default=2000, help="number of scenes")
@@ -168,9 +189,9 @@ def _demo(argv):
     print((Path(a.out)/"summary.md").read_text())
     print(f"{summary['steps']} steps, {summary['seconds']:.0f} s in all; curves.png, scenes.png and summary.json are in {a.out}")
 
-# %% ../nbs/22_cli.ipynb #c70cf825
+# %% ../nbs/22_cli.ipynb #34cd9d5c
 COMMANDS = {"demo":(_demo, "watch the shipped policy improve, in minutes"),
-            "data":(_data, "write needle scenes to disk"),
+            "data":(_data, "write needle scenes, or look at a data set"),
             "sft":(_sft, "cold start: fine-tune on traces in both formats"),
             "train":(_train, "train a policy with dual-stream GRPO"),
             "eval":(_eval, "accuracy and boxes of a policy on held-out questions"),

@@ -284,7 +284,9 @@ def read_prompts(
     "Tokenize prompts about the same images, and split them into what they share and what they don't"
     t,c,sample = policy.tokenizer,policy.config,asked[0][0]
     images = [load_image(i) for i in sample.images]
-    feats = policy.image_processor(images, return_tensors="pt")
+    try: feats = policy.image_processor(images, return_tensors="pt")
+    except ValueError as e: raise InputError(f"sample {sample.id!r}: the image processor refuses its images of "
+                                             f"{', '.join(f'{w}x{h}' for w,h in (i.size for i in images))} px ({e})") from None
     grid,merge = feats["image_grid_thw"],c.vision_config.spatial_merge_size
     counts = (grid.prod(-1)//policy.image_processor.merge_size**2).tolist()
     if policy.image_processor.merge_size!=merge:

@@ -1,0 +1,128 @@
+"Data as others publish it: damaged images, archives that several processes want at once, and memory."
+import io, multiprocessing, os, random, subprocess, sys, tarfile, warnings
+from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+from PIL import Image
+from ivgr.core import InputError
+from ivgr.data import Encoded, ImageFinder, Samples, image_size, load_image, unpack
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HOME', str(tmp_path/'home'))
+    return tmp_path/'home'/'ivgr'
+
+def _files():
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    for kind,kw in (('PNG', {}), ('JPEG', {}), ('GIF', {}), ('WEBP', {}), ('BMP', {}), ('TIFF', {}),
+                    ('GIF', dict(save_all=True, append_images=[im.rotate(90)]))):
+        buffer = io.BytesIO()
+        im.save(buffer, kind, **kw)
+        yield buffer.getvalue()
+
+def test_damaged_images_are_named():
+    "Cut or scrambled, a file is read or is an InputError with its name; nothing else ever comes out"
+    rng,files,refused = random.Random(0),list(_files()),0
+    for _ in range(2000):
+        data = bytearray(rng.choice(files))
+        if rng.random()<.4: data = data[:rng.randrange(len(data))]
+        else:
+            for _ in range(rng.randrange(1, 12)): data[rng.randrange(min(len(data), rng.choice([40, 200, 10**6])))] = rng.randrange(256)
+        for read in (image_size, load_image):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore')  # Pillow's, of large sizes in scrambled headers
+                    read(Encoded('row 7', bytes(data)))
+            except InputError as e:
+                assert "'row 7'" in str(e)
+                refused += 1
+    assert refused>1000
+
+def _archive(path, n=50, size=10_000):
+    with tarfile.open(path, 'w:gz') as tar:
+        for i in range(n):
+            member = tarfile.TarInfo(f'images/{i}.bin')
+            member.size = size
+            tar.addfile(member, io.BytesIO(random.Random(i).randbytes(size)))
+    return path
+
+UNPACK = "import sys; from pathlib import Path; from ivgr.data import unpack; print(unpack(Path(sys.argv[1])))"
+
+def test_processes_unpack_once(tmp_path):
+    "Four processes that need the same archive at the same time get one directory, with everything in it"
+    archive,home = _archive(tmp_path/'images.tar.gz'),tmp_path/'home'
+    jobs = [subprocess.Popen([sys.executable, '-c', UNPACK, str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             env=os.environ|dict(HF_HOME=str(home))) for _ in range(4)]
+    said = [j.communicate(timeout=200) for j in jobs]
+    assert [j.returncode for j in jobs]==[0]*4 and len({out for out,_ in said})==1
+    assert sum('unpacking' in err for _,err in said)==1
+    assert [p.name for p in (home/'ivgr').iterdir() if p.is_dir()]==[Path(said[0][0].strip()).name]
+    assert len(list(Path(said[0][0].strip()).rglob('*.bin')))==50
+
+def test_killed_while_unpacking(tmp_path, home, monkeypatch):
+    "What a killed process leaves is not taken for the whole; a disk that is full is not taken for a broken archive"
+    archive = _archive(tmp_path/'images.tar.gz')
+    real = tarfile.TarFile.extract
+    def killed(self, member, *a, **kw):
+        if member.name.endswith('20.bin'): os._exit(9)
+        return real(self, member, *a, **kw)
+    def full(self, member, *a, **kw): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(tarfile.TarFile, 'extract', killed)
+    child = multiprocessing.get_context('fork').Process(target=unpack, args=(archive,))
+    child.start(); child.join(60)
+    assert child.exitcode==9 and [p.suffix for p in home.iterdir() if p.is_dir()]==['.partial']
+    monkeypatch.setattr(tarfile.TarFile, 'extract', full)
+    with pytest.raises(OSError, match='No space left'): unpack(archive)
+    monkeypatch.setattr(tarfile.TarFile, 'extract', real)
+    assert len(list(unpack(archive).rglob('*.bin')))==50 and [p.suffix for p in home.iterdir() if p.is_dir()]==['']
+
+def test_no_room_is_said_before(tmp_path, home, monkeypatch):
+    archive = _archive(tmp_path/'images.tar.gz')
+    monkeypatch.setattr('ivgr.data.shutil.disk_usage', lambda p: type('', (), dict(free=1000))())
+    with pytest.raises(InputError, match='set HF_HOME to a larger disk'): unpack(archive)
+
+def test_a_new_archive_is_unpacked_anew(tmp_path, home):
+    archive = _archive(tmp_path/'images.tar.gz', 2)
+    first = unpack(archive)
+    assert unpack(archive)==first
+    _archive(archive, 3)
+    assert unpack(archive)!=first and ImageFinder([tmp_path])('images/2.bin').startswith(str(home))
+
+MEMORY = """
+import sys
+from ivgr.data import Samples
+resident = lambda: int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])/1024
+Samples(sys.argv[2])
+before = resident()
+samples = Samples(sys.argv[1])
+for i in range(0, len(samples), 7): samples[i]
+print(resident()-before)
+"""
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc')
+def test_images_in_the_table_stay_out_of_memory(tmp_path):
+    "200 MB of images in the table; random access to them holds next to nothing"
+    def write(path, n):
+        row = dict(problem='<image>\nWhat?', query='What?', answer='this', target_instances=[], datasource='ours_x')
+        schema = pa.schema(dict(problem=pa.string(), query=pa.string(), answer=pa.string(), target_instances=pa.list_(pa.struct(dict(bbox=pa.list_(pa.float64())))),
+                                datasource=pa.string(), images=pa.list_(pa.struct(dict(bytes=pa.binary(), path=pa.string())))))
+        with pq.ParquetWriter(path, schema) as out:
+            for i in range(0, n, 100): out.write_table(pa.Table.from_pylist(
+                [row|dict(images=[dict(bytes=random.Random(k).randbytes(100_000), path=f'{k}.jpg')]) for k in range(i, min(n, i+100))], schema))
+        return str(path)
+    files,env = [write(tmp_path/'large.parquet', 2000), write(tmp_path/'small.parquet', 1)],os.environ|dict(HF_HOME=str(tmp_path/'home'), HF_HUB_OFFLINE='1')
+    for _ in range(2):  # the first time, `datasets` makes its memory-mapped copy
+        out = subprocess.run([sys.executable, '-c', MEMORY, *files], text=True, timeout=250, capture_output=True, env=env)
+        assert out.returncode==0, out.stderr[-2000:]
+    assert float(out.stdout)<20, f'{out.stdout} MB'
+
+def test_images_stay_closed(tmp_path, monkeypatch):
+    "Opening a data set, and reading rows of the single stream, opens no image"
+    rows = [dict(problem='<image>\nWhat?', query='What?', answer='this', images=[f'{i}.png'], target_instances=[dict(bbox=[1., 1., 5., 5.])],
+                 datasource=source) for i,source in enumerate(['ours_x', 'treevgr'])]
+    for i in range(2): Image.new('RGB', (9, 9)).save(tmp_path/f'{i}.png')
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path/'train.parquet')
+    opened,real = [],Image.open
+    monkeypatch.setattr(Image, 'open', lambda f: opened.append(Path(f).name) or real(f))
+    samples = Samples(tmp_path)
+    samples[0]
+    assert opened==[] and samples[1].paired and opened==['1.png']
