@@ -224,7 +224,6 @@ def main(
     p.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of "+", ".join(COMMANDS))
     command = p.parse_args(argv[:1]).command
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits sleeps: beside other work a step takes half the time
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         if command!="data":
