@@ -142,7 +142,9 @@ def report_text(
     lines += ["", f"{result['n']} pairs: right level {_number(result['accuracy'], '.1%')}, bias {_number(result['bias'], '+.3f')}, "
               f"mean absolute error {_number(result['error'])}, missing {result['missing_rate']:.1%}"+
               (f", {result['pairs_per_second']:.3g} pairs per second" if speed else "")]
-    if result["report"]: lines += ["", "The judge reports: "+", ".join(f"{k} {v:.4g}" for k,v in result["report"].items() if k!="seconds")]
+    if said := result["report"]:
+        rate = f"; {said['calls']/said['seconds']:.3g} calls per second" if speed and said.get("seconds") else ""
+        lines += ["", "The judge reports: "+", ".join(f"{k} {v:.4g}" for k,v in said.items() if k!="seconds")+rate]
     return "\n".join(lines)
 
 def judge_check(

@@ -109,3 +109,11 @@ def test_the_figure_shows_the_counts():
     for ax,r in zip(fig.axes, results.values()):
         assert [t.get_text() for t in ax.texts]==[str(c) for row in r["confusion"] for c in row]
     assert fig.axes[0].get_ylabel() and all(ax.get_xlabel() for ax in fig.axes)
+
+def test_what_a_judge_reports_is_told():
+    class Counting(RubricJudge):
+        def report(self): return {"calls":90, "failed/timeout":3, "seconds":4.5}
+    text = report_text(judge_check(Counting(), 9))
+    assert "calls 90, failed/timeout 3; 20 calls per second" in text
+    assert "calls per second" not in report_text(judge_check(Counting(), 9), speed=False)
+    assert "reports" not in report_text(judge_check(RubricJudge(), 9))
