@@ -14,13 +14,11 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .core import Group,InputError,Stream,write_atomic
-from .judge import SCORES,Judge,Pair,ask_judge
+from .core import Group,InputError,Stream,is_number,write_atomic
+from .judge import SCORES,Judge,Pair,ask_judge,nearest
 from .rewards import SINGLE_WEIGHTS,base_reward,totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
-def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x)<math.inf
-
 @dataclass(frozen=True)
 class Reference:
     "The best grounded rollout of one query so far"
@@ -35,10 +33,10 @@ class Reference:
             raise InputError(f"reference of {self.sample_id!r}: {name} must be {what}, got {getattr(self, name)!r}")
         need(isinstance(self.sample_id, str) and self.sample_id, "sample_id", "a text that is not empty")
         need(isinstance(self.text, str), "text", "a text")
-        in_range = _is_number(self.box_reward) and 0<self.box_reward<1+1e-6  # an exact fit may round to just above 1
+        in_range = is_number(self.box_reward) and 0<self.box_reward<1+1e-6  # an exact fit may round to just above 1
         need(in_range, "box_reward", "a number above 0 and up to 1")
         need(isinstance(self.step, int) and not isinstance(self.step, bool), "step", "a whole number")
-        row = lambda b: isinstance(b, (list, tuple)) and len(b)==4 and all(map(_is_number, b))
+        row = lambda b: isinstance(b, (list, tuple)) and len(b)==4 and all(map(is_number, b))
         rows = isinstance(self.boxes, (list, tuple)) and all(map(row, self.boxes))
         need(rows, "boxes", "rows of four finite numbers")
         object.__setattr__(self, "boxes", tuple(map(tuple, self.boxes)))
@@ -48,7 +46,7 @@ class Archive:
     "The best grounded rollout of each query"
     def __init__(self,
                  tau:float=.3): # A reference's box reward must be above this
-        if not _is_number(tau) or not 0<=tau<1: raise InputError(f"tau={tau!r}: give a number from 0 to below 1")
+        if not is_number(tau) or not 0<=tau<1: raise InputError(f"tau={tau!r}: give a number from 0 to below 1")
         self.tau,self._best = float(tau),{}
     def __len__(self): return len(self._best)
     def __repr__(self): return f"Archive(tau={self.tau}, references={len(self)})"
@@ -111,7 +109,7 @@ def _read_state(state):
     if state.get("version")!=_VERSION:
         raise InputError(f"archive version {state.get('version')!r}: this release reads version {_VERSION}")
     tau,refs = state.get("tau"),state.get("references")
-    if not _is_number(tau) or not isinstance(refs, list):
+    if not is_number(tau) or not isinstance(refs, list):
         raise InputError(f"archive state with tau={tau!r} and references={str(refs):.80}")
     names = {f.name for f in fields(Reference)}
     for r in refs:
@@ -166,8 +164,6 @@ def load(cls:Archive,
     return archive
 
 # %% ../nbs/06_archive.ipynb #27aba1fa
-def _level(score): return min(SCORES, key=lambda s: abs(s-score)) # The nearest of the four
-
 def judge_groups(
     groups:Sequence[Group], # Their rollouts have all other parts
     archive:Archive,        # Has seen these groups
@@ -188,7 +184,7 @@ def judge_groups(
             asked.append((r.reward.parts, "accuracy", Pair(g.sample.question, g.sample.answer, r.parsed.answer)))
     scores = ask_judge(judge, [pair for *_,pair in asked])
     for (parts,name,_),s in zip(asked, scores):
-        parts[name] = None if s is None else float(_level(s)==1) if name=="accuracy" else float(s)
+        parts[name] = None if s is None else float(nearest(s)==1) if name=="accuracy" else float(s)
     return scores
 
 # %% ../nbs/06_archive.ipynb #ccd53340
@@ -198,7 +194,7 @@ def _mean(name, values):
 
 def _shares(name, rollouts):
     "Which share of the consistency scores is nearest to each of the four levels"
-    near = [_level(c) for r in rollouts if (c := r.reward.parts["consistency"]) is not None]
+    near = [nearest(c) for r in rollouts if (c := r.reward.parts["consistency"]) is not None]
     return {f"{name}/{s}": near.count(s)/len(near) for s in SCORES} if near else {}
 
 def reward_stats(

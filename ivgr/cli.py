@@ -71,10 +71,7 @@ def _parser(name, description): # For commands with few flags of their own
     return argparse.ArgumentParser(prog=f"ivgr {name}", description=description, allow_abbrev=False,
                                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
-_ENDPOINT = ("url", "model", "scoring", "n", "temperature", "max_tokens", "concurrency", "timeout", "retries", "backoff", "budget", "cache",
-             "extra") # The key is for the environment alone
-
-def _add_fields(parser, cls, names, prefix=""): # Flags for fields of a dataclass, explained by the comments beside them
+def _add_fields(parser, cls, names, prefix=""): # Flags for these fields of a dataclass, explained by the comments beside them
     said,group = docments(cls),parser.add_argument_group(cls.__doc__)
     for f in fields(cls):
         if f.name in names:
@@ -123,18 +120,21 @@ def _sft(argv):
     cold_start(args, flags.resume)
     print(f"policy saved in {args.output_dir}")
 
-def _judge_flags(parser):
+def _endpoint_names(): # The key is for the environment alone
     from ivgr.endpoint import EndpointConfig
-    _add_fields(parser, EndpointConfig, _ENDPOINT, "judge_")
+    return EndpointConfig,[f.name for f in fields(EndpointConfig) if f.name!="key"]
 
-def _endpoint(flags): # Only where it is needed: without an address it is an error
-    from ivgr.endpoint import EndpointConfig
-    return EndpointConfig(**{k:getattr(flags, "judge_"+k) for k in _ENDPOINT})
+def _judge_flags(parser): _add_fields(parser, *_endpoint_names(), "judge_")
+
+def _endpoint(judge, flags): # Only where it is needed: without an address it is an error
+    if judge!="endpoint": return None
+    cls,names = _endpoint_names()
+    return cls(**{k:getattr(flags, "judge_"+k) for k in names})
 
 def _train(argv):
     from ivgr.trainer import DualStreamConfig,train
     args,flags = read_settings(DualStreamConfig, argv, "ivgr train", "Train a policy with dual-stream GRPO.", _judge_flags)
-    train(args, flags.resume, endpoint=_endpoint(flags) if args.judge=="endpoint" else None)
+    train(args, flags.resume, endpoint=_endpoint(args.judge, flags))
     print(f"policy saved in {args.output_dir}")
 
 def _judge_check(argv):
@@ -152,7 +152,7 @@ def _judge_check(argv):
     a = p.parse_args(argv)
     policy = load_policy(a.policy) if a.judge=="policy" else None
     if policy: policy.model.requires_grad_(False)
-    result = judge_check(make_judge(a.judge, policy, _endpoint(a) if a.judge=="endpoint" else None), a.n, a.seed)
+    result = judge_check(make_judge(a.judge, policy, _endpoint(a.judge, a)), a.n, a.seed)
     if a.out: write_atomic(a.out, json.dumps(result, indent=1))
     print(report_text(result))
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from fastcore.basics import patch
 
-from .core import InputError
+from .core import InputError,is_number
 from .judge import Pair,check_pairs
 
 # %% ../nbs/13_endpoint.ipynb #2926a083
@@ -109,7 +109,6 @@ def _env(name, default, read=None, **kw): # A setting whose default comes from t
         except ValueError: raise InputError(f"IVGR_JUDGE_{name.upper()}={text!r}: give {'JSON' if read is json.loads else convert.__name__}") from None
     return field(default_factory=value, **kw)
 def _is_whole(x, low): return isinstance(x, int) and not isinstance(x, bool) and x>=low
-def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x)<math.inf
 
 @dataclass(frozen=True)
 class EndpointConfig:
@@ -144,9 +143,9 @@ class EndpointConfig:
         for name in ("n", "max_tokens", "concurrency"): need(_is_whole(getattr(self, name), 1), name, "a whole number from 1")
         need(_is_whole(self.retries, 0), "retries", "a whole number from 0")
         for name in ("timeout", "budget"):
-            need(_is_number(getattr(self, name)) and getattr(self, name)>0, name, "seconds, more than 0")
+            need(is_number(getattr(self, name)) and getattr(self, name)>0, name, "seconds, more than 0")
         for name in ("temperature", "backoff"):
-            need(_is_number(getattr(self, name)) and getattr(self, name)>=0, name, "a number from 0")
+            need(is_number(getattr(self, name)) and getattr(self, name)>=0, name, "a number from 0")
         need(self.cache is None or isinstance(self.cache, (str, Path)) and str(self.cache), "cache", "a path or None")
         try: ok = isinstance(self.extra, dict) and bool(json.dumps(self.extra, allow_nan=False))
         except (TypeError, ValueError): ok = False

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .core import InputError,rng_for
 from .data import COLOURS,COLUMNS,ROWS,NeedleConfig,Tile,attribute_question,needle_scene,region,relation_question
-from .judge import SCORES,Judge,Pair,ask_judge
+from .judge import SCORES,Judge,Pair,ask_judge,nearest
 
 # %% ../nbs/15_judge_check.ipynb #276d9129
 _TURNED = {"left of":"right of", "right of":"left of", "above":"below", "below":"above"}
@@ -103,7 +103,6 @@ def make_pairs(
 
 # %% ../nbs/15_judge_check.ipynb #e3b29f24
 def _mean(values): return fmean(values) if values else None
-def _level(score): return min(range(len(SCORES)), key=lambda i: abs(SCORES[i]-score))  # Index of the nearest of the four
 
 def check(
     judge:Judge,            # Who is examined
@@ -115,7 +114,7 @@ def check(
     given = ask_judge(judge, [k.pair for k in pairs])
     seconds = time.perf_counter()-start
     confusion = [[0]*(len(SCORES)+1) for _ in SCORES]
-    for k,s in zip(pairs, given): confusion[SCORES.index(k.score)][len(SCORES) if s is None else _level(s)] += 1
+    for k,s in zip(pairs, given): confusion[SCORES.index(k.score)][len(SCORES) if s is None else SCORES.index(nearest(s))] += 1
     off = [s-k.score for k,s in zip(pairs, given) if s is not None]
     kinds = {}
     for kind in dict.fromkeys(k.kind for k in pairs):
@@ -179,7 +178,7 @@ class NoisyJudge:
         rng = rng_for(self.seed, "noise", *pair)
         if score is None or rng.random()<self.missing: return None
         if rng.random()>=self.rate: return score
-        return rng.choice([s for i,s in enumerate(SCORES) if i!=_level(score)])
+        return rng.choice([s for s in SCORES if s!=nearest(score)])
 
 # %% ../nbs/15_judge_check.ipynb #926dbbb6
 def draw_confusion(
