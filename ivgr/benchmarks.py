@@ -283,7 +283,7 @@ def benchmark_scores(
     scores = BENCHMARKS[name].scores if name in BENCHMARKS else box_scores
     return {mode:scores(rows) for mode,rows in _by(_checked(results), "mode").items()}
 
-# %% ../nbs/24_benchmarks.ipynb #b8554601
+# %% ../nbs/24_benchmarks.ipynb #e5ec1be8
 def load_samples(
     benchmark:str|None=None,  # One of `BENCHMARKS` or `NEEDLES`; None: data in the published format
     data:str|None=None,       # Directory or file
@@ -328,7 +328,7 @@ def report_text(
         scores = benchmark_scores(benchmark, results)
         names = list(next(iter(scores.values())))
         parts.append(_markdown([f"{benchmark}, {len(_by(results, 'id'))} questions", *names], [[m, *(_num(s[k]) for k in names)] for m,s in scores.items()]))
-    if skipped: parts.append("\n".join([f"{len(skipped)} questions could not be used:", *(f"- row {s['row']}: {s['error']}" for s in skipped[:20]),
+    if skipped: parts.append("\n".join([f"questions that could not be used: {len(skipped)}", *(f"- row {s['row']}: {s['error']}" for s in skipped[:20]),
                                         *([f"- and {len(skipped)-20} more"] if len(skipped)>20 else [])]))
     return "\n\n".join(parts)
 

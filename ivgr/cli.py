@@ -157,24 +157,60 @@ def _judge_check(argv):
     print(report_text(result))
 
 def _eval(argv):
-    from ivgr.core import write_atomic
-    from ivgr.data import Samples
-    from ivgr.evaluate import evaluate,summarise
+    from ivgr.benchmarks import BENCHMARKS,NEEDLES,evaluate_into,leaderboard,load_samples,report_text,write_report
+    from ivgr.evaluate import MODES,evaluate,read_modes
     from ivgr.policy import load_policy
     from ivgr.rewards import read_rules
-    p = _parser("eval", "Answer held-out questions, greedily, in the textual and the grounded stream.")
+    p = _parser("eval", "Ask a policy in one or several ways and report how right it is; or put finished runs side by side.")
     p.add_argument("--policy", default="tiny", help="directory, hub name, or `tiny` for the one that ships")
-    p.add_argument("--data", required=True, metavar="PATH", help="parquet file or directory")
-    p.add_argument("--split", default="test", help="which file of a directory")
+    p.add_argument("--benchmark", metavar="NAME", help="one of "+", ".join([*BENCHMARKS, *NEEDLES]))
+    p.add_argument("--data", metavar="PATH", help="file or directory: of the benchmark, where it is not to be downloaded, or data in the published format")
+    p.add_argument("--split", default="test", help="which file of a directory in the published format")
     p.add_argument("--n", type=int, default=None, help="only the first N questions")
+    p.add_argument("--modes", nargs="+", metavar="MODE", default=["textual", "grounded"], help="some of "+", ".join(MODES))
+    p.add_argument("--replies", type=int, default=1, help="replies to each question in each mode; more than one need a temperature")
+    p.add_argument("--temperature", type=float, default=0., help="0: greedy")
+    p.add_argument("--top_p", type=float, default=1., help="nucleus of sampled replies")
+    p.add_argument("--seed", type=int, default=0, help="of sampled replies")
+    p.add_argument("--batch_size", type=int, default=64, help="questions that are answered together")
+    p.add_argument("--max_new_tokens", type=int, default=1024, help="longest reply")
+    p.add_argument("--max_pixels", type=int, default=None, help="larger images are shrunk to this; default as the policy has it")
     p.add_argument("--answer_rules", metavar="JSON", help="rule by question_type or datasource, as in `ivgr train`; answers for the judge stay unscored")
-    p.add_argument("--out", metavar="FILE", help="write every answer to this JSONL file")
+    p.add_argument("--out", metavar="DIR", help="write every answer, a report, a figure and a page with pictures to this directory")
+    p.add_argument("--resume", action="store_true", help="go on with the interrupted run in this directory")
+    p.add_argument("--compare", nargs=2, metavar="DIR", help="two finished runs on the same questions: what has changed from one to the other")
+    p.add_argument("--leaderboard", nargs="+", metavar="DIR", help="finished runs on benchmarks, as one table")
     a = p.parse_args(argv)
+    if a.leaderboard: return print(leaderboard(a.leaderboard))
+    if a.compare: return _compare(*a.compare, a.out)
     if a.n is not None and a.n<1: raise InputError(f"n={a.n}: answer at least 1 question")
-    rules = read_rules(a.answer_rules)
-    results = evaluate(load_policy(a.policy), Samples(a.data, a.split)[:a.n], rules=rules)
-    if a.out: write_atomic(a.out, "".join(json.dumps(r)+"\n" for r in results))
-    print(json.dumps(summarise(results), indent=1))
+    if a.resume and not a.out: raise InputError("--resume goes on with the run in --out: give its directory")
+    rules,modes,samples = read_rules(a.answer_rules),read_modes(a.modes),load_samples(a.benchmark, a.data, a.split, a.n)
+    policy = load_policy(a.policy, max_pixels=a.max_pixels)
+    how = dict(modes=list(modes), n=a.replies, temperature=a.temperature, top_p=a.top_p, seed=a.seed, max_new_tokens=a.max_new_tokens, rules=rules)
+    if a.out:
+        run = {k:getattr(a, k) for k in ("policy", "benchmark", "data", "n", "max_pixels")}|how|dict(replies=a.replies, n=a.n)|({} if a.benchmark else dict(split=a.split))
+        results,skipped = evaluate_into(a.out, policy, samples, run, a.resume, batch_size=a.batch_size, **how)
+        print(write_report(a.out, samples, results, a.benchmark, skipped))
+    else:
+        results = evaluate(policy, samples, batch_size=a.batch_size, skipped=(skipped := []), **how)
+        print(report_text(results, a.benchmark, skipped))
+    return 1 if skipped else 0
+
+def _compare(one, other, out):
+    from ivgr.benchmarks import load_samples,read_run
+    from ivgr.core import write_atomic
+    from ivgr.evaluate import before_after_table,write_page
+    (_,before),(run,after) = read_run(one),read_run(other)
+    text = before_after_table(before, after, by_type=True)
+    print(text)
+    if not out: return
+    write_atomic(Path(out)/"compare.md", text+"\n")
+    if not run: raise InputError(f"{other!r} has no run.json that says what was asked: there are no pictures for a page")
+    samples = load_samples(run["benchmark"], run["data"], run.get("split", "test"), run["n"])
+    bad = {s["row"] for s in run.get("skipped", [])}
+    textual = [[r for r in rows if r["mode"]=="textual"] or rows for rows in (before, after)]
+    write_page([samples[i] for i in range(len(samples)) if i not in bad], *textual, Path(out)/"compare.html", (str(one), str(other)))
 
 def _demo(argv):
     from ivgr.demo import demo
@@ -209,12 +245,12 @@ COMMANDS = {"demo":(_demo, "watch the shipped policy improve, in minutes"),
             "sft":(_sft, "cold start: fine-tune on traces in both formats"),
             "train":(_train, "train a policy with dual-stream GRPO"),
             "plan":(_plan, "what a training step needs, and what fits a card"),
-            "eval":(_eval, "accuracy and boxes of a policy on held-out questions"),
+            "eval":(_eval, "accuracy and boxes of a policy, on a benchmark or on your own questions"),
             "judge-check":(_judge_check, "how right a judge is, on pairs whose score is known")}
 
 def main(
     argv:Sequence[str]|None=None, # Default: the process's own arguments
-)->int:                           # Exit status: 0, 2 for wrong input, 130 after Ctrl-C
+)->int:                           # Exit status: 0, 1 where questions were skipped, 2 for wrong input, 130 after Ctrl-C
     "The `ivgr` command"
     argv = list(sys.argv[1:] if argv is None else argv)
     p = argparse.ArgumentParser(prog="ivgr", description="iVGR: train localisation in, leave it silent.",
@@ -229,11 +265,10 @@ def main(
         if command!="data":
             from transformers.utils import logging
             logging.disable_progress_bar()
-        COMMANDS[command][0](argv[1:])
+        return COMMANDS[command][0](argv[1:]) or 0
     except InputError as e: print(f"ivgr {command}: {e}", file=sys.stderr)
     except OSError as e: print(f"ivgr {command}: {e}; what was saved before is untouched, go on with --resume", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\nivgr {command}: stopped; go on with --resume", file=sys.stderr)
         return 130
-    else: return 0
     return 2

@@ -312,7 +312,7 @@ def bootstrap(
         means.append(drawn@sums/(drawn@counts))
     return tuple(np.quantile(means, (.025, .975)).tolist())
 
-# %% ../nbs/17_evaluate.ipynb #ff04bf37
+# %% ../nbs/17_evaluate.ipynb #63ae8f91
 _ADDED = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="")  # what results of older versions may lack
 
 def _checked(results, name="results"):
@@ -355,17 +355,17 @@ def _accuracy(rows):
 
 def summarise(
     results:Sequence[dict], # From `evaluate`
-)->dict[str, dict]:         # For each mode: n, accuracy with its interval, box, iou, format, truncated, tokens, seconds, by_type; more where it applies
+)->dict[str, dict]:         # For each mode: n, accuracy with its interval, box, iou, format, truncated, tokens, by_type; more where it applies
     "What a run's replies were worth, mode by mode"
     out = {}
     for mode,rows in _by(_checked(results), "mode").items():
-        means = {k:_mean(rows, k) for k in ("box", "iou", "format", "truncated", "tokens", "seconds")}
+        means = {k:_mean(rows, k) for k in ("box", "iou", "format", "truncated", "tokens")}
         if mode in CROPPED: means["fell_back"] = sum(not r["views"] for r in rows)
         types = {t:_accuracy(rs) for t,rs in _by(rows, "question_type").items()}
         out[mode] = _accuracy(rows)|means|dict(by_type=types)
     return out
 
-# %% ../nbs/17_evaluate.ipynb #98927de0
+# %% ../nbs/17_evaluate.ipynb #b787565f
 def _markdown(head, rows): # Columns of equal width; all but the first flush right
     rows = [head]+[[str(c) for c in r] for r in rows]
     w = [max(len(r[i]) for r in rows) for i in range(len(head))]
@@ -380,14 +380,14 @@ def summary_table(
     results:Sequence[dict], # From `evaluate`
 )->str:                     # Markdown
     "A run in a few lines"
-    rows,found = [],summarise(results)
+    rows,found,by_mode = [],summarise(results),_by(_checked(results), "mode")
     extra = [k for k in ("vote", "best") if any(k in s for s in found.values())]
     for mode,s in found.items():
         def accuracy(name, a):
             said = [f"{a[k]} {words}" for k,words in (("unscored", "not scored"), ("fell_back", "without a box")) if a.get(k)]
             return [name+(f" ({', '.join(said)})" if said else ""), a["n"], _num(a["accuracy"]), _range(*a["interval"]) if a["n"] else "",
                     *(_num(a.get(k)) for k in extra)]
-        rows.append(accuracy(mode, s)+[_num(s["box"]), _num(s["iou"]), _num(s["format"]), f"{s['tokens']:.1f}", _num(s["seconds"])])
+        rows.append(accuracy(mode, s)+[_num(s["box"]), _num(s["iou"]), _num(s["format"]), f"{s['tokens']:.1f}", _num(_mean(by_mode[mode], "seconds"))])
         if len(s["by_type"])>1:
             rows += [accuracy(f"{mode}, {t or 'no type'}", a)+[""]*5 for t,a in s["by_type"].items()]
     return _markdown(["mode", "n", "accuracy", "95% interval", *extra, "box", "IoU", "format", "tokens", "seconds"], rows)
