@@ -20,5 +20,6 @@ setup(
     packages=find_namespace_packages(include=['ivgr', 'ivgr.*']), include_package_data=True, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k[:-len(extra)]: v.split() for k,v in cfg.items() if k.endswith(extra)},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['ivgr=ivgr._modidx:d']},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['ivgr=ivgr._modidx:d'],
+                  'lmms_eval.models': ['ivgr=ivgr.lmms:manifest']},
 )
