@@ -6,13 +6,15 @@
 __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SPLITS', 'REQUIRED', 'NeedleConfig', 'Tile',
            'make_scene', 'render', 'region', 'box_text', 'Question', 'attribute_question', 'relation_question', 'ask',
            'split_of', 'needle_scene', 'write_needle', 'Encoded', 'load_image', 'image_size', 'fetch', 'data_files',
-           'unpack', 'ImageFinder', 'check_boxes', 'target_boxes', 'is_paired', 'Samples', 'reply']
+           'unpack', 'ImageFinder', 'check_boxes', 'target_boxes', 'is_paired', 'locate', 'load_table', 'image_finder',
+           'rows_by_image', 'Samples', 'reply']
 
 # %% ../nbs/03_data.ipynb #811da801
-import hashlib,io,json,math,re,shutil,tarfile
-from collections.abc import Callable,Iterator,Sequence
+import hashlib,io,json,math,re,shutil,tarfile,zipfile
+from collections.abc import Callable,Iterable,Iterator,Sequence
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any,NamedTuple
@@ -312,19 +314,37 @@ def fetch(
 def data_files(
     folder:Path, # Directory
     split:str,   # `train`, `validation`, `test` or another name
-)->list[Path]:   # One parquet file, or the shards of one
-    "The parquet files of a split, by their names; a directory's only one is its training data, whatever its name"
-    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"data/{split}-*.parquet"):
-        if found := sorted(folder.glob(pattern)): return found
-    other = [f for f in sorted(folder.glob("*.parquet")) if re.split(r"[-.]", f.name)[0] not in SPLITS]
+    endings:Sequence[str]=("parquet",), # What a table may end in, the first one that is there counts
+)->list[Path]:   # One file, or the shards of one
+    "The files of a split, by their names; a directory's only one is its training data, whatever its name"
+    for ending in endings:
+        for pattern in (f"{split}.{ending}", f"{split}-*.{ending}", f"data/{split}-*.{ending}"):
+            if found := sorted(folder.glob(pattern)): return found
+    named = lambda f: re.split(r"[-.]", f.name)[0] not in SPLITS and f.name!="dataset_info.json"  # LLaMA-Factory's list of data sets
+    other = next((found for ending in endings if (found := [f for f in sorted(folder.glob(f"*.{ending}")) if named(f)])), [])
     if split=="train" and len(other)==1: return other
     there = f"it holds {', '.join(f.name for f in other)}: name one of these files" if other else (
         "give a parquet file, a directory with train.parquet in it (`ivgr data needle` writes one), or the name of a data set on the hub")
     raise InputError(f"no data at {str(folder/f'{split}.parquet')!r}: {there}")
 
 # %% ../nbs/03_data.ipynb #9365b7d5
+def _extract(archive, target):
+    "Everything in an archive; an exception for a damaged one"
+    show = partial(tqdm, desc=f"unpacking {archive.name} into {target.with_suffix('')}, once", unit=" files")
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as z:
+            for member in show(z.infolist()): z.extract(member, target) # checks its checksum, and nothing can land outside
+        return
+    with tarfile.open(archive) as tar:
+        for member in show(tar): tar.extract(member, target, filter="data") # nothing may land outside
+        zeros = 0 # `tarfile` takes a broken header for the end, which is zeros to the last byte
+        while chunk := tar.fileobj.read(2**20):
+            if chunk.strip(b"\0"): raise tarfile.ReadError("a header is broken")
+            zeros += len(chunk)
+        if not zeros: raise tarfile.ReadError("it ends too early")
+
 def unpack(
-    archive:Path, # `.tar`, `.tar.gz` and the like
+    archive:Path, # `.tar`, `.tar.gz` and the like, or `.zip`
 )->Path:          # Directory with its content
     "Unpack an archive, unless that has been done before"
     from filelock import FileLock
@@ -335,25 +355,18 @@ def unpack(
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.exists(): return target
-        free,partial = shutil.disk_usage(target.parent).free,target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True) # of a process that was killed
+        free,begun = shutil.disk_usage(target.parent).free,target.with_suffix(".partial")
+        shutil.rmtree(begun, ignore_errors=True) # of a process that was killed
         if free<stat.st_size:
             raise InputError(f"{str(archive)!r} must be unpacked, which takes {stat.st_size/2**30:.1f} GiB or more, and only {free/2**30:.1f} are "
                              f"free at {HF_HOME}: unpack it yourself beside the parquet file, or set HF_HOME to a larger disk")
         try:
-            with tarfile.open(archive) as tar:
-                for member in tqdm(tar, desc=f"unpacking {archive.name} into {target}, once", unit=" files"):
-                    tar.extract(member, partial, filter="data") # nothing may land outside
-                zeros = 0 # `tarfile` takes a broken header for the end, which is zeros to the last byte
-                while chunk := tar.fileobj.read(2**20):
-                    if chunk.strip(b"\0"): raise tarfile.ReadError("a header is broken")
-                    zeros += len(chunk)
-                if not zeros: raise tarfile.ReadError("it ends too early")
-            partial.rename(target)
+            _extract(archive, begun)
+            begun.rename(target)
         except Exception as e:
             if isinstance(e, OSError) and e.errno: raise           # the disk's fault, not the archive's
             raise InputError(f"{str(archive)!r} can't be unpacked ({e}): it is damaged, download it again") from None
-        finally: shutil.rmtree(partial, ignore_errors=True)
+        finally: shutil.rmtree(begun, ignore_errors=True)
     return target
 
 # %% ../nbs/03_data.ipynb #a3bea4ef
@@ -362,7 +375,7 @@ class ImageFinder:
     def __init__(self,
         folders:Sequence[Path], # Directories to look in, and in their archives
     ):
-        self.folders,self.archives = list(folders),sorted({a for f in folders for a in f.glob("*.tar*")} | {a for f in folders for a in f.glob("*.tgz")})
+        self.folders,self.archives = list(folders),sorted({a for f in folders for kind in ("*.tar*", "*.tgz", "*.zip") for a in f.glob(kind)})
     def __call__(self,
         path:str, # As the table has it
     )->str:       # Where the file is, or would have to be
@@ -449,6 +462,53 @@ def _sample(
                   (row.get("query") or row["problem"]).replace("<image>", "").strip(), row["answer"].strip(), boxes, row["datasource"],
                   row.get("question_type") or "", paired)
 
+# %% ../nbs/03_data.ipynb #70dc4e29
+def locate(
+    path:str|Path,      # A file, a directory, or the name of a data set on the hub
+    split:str="train",  # Which file of a directory
+    endings:Sequence[str]=("parquet",), # What a table may end in
+)->tuple[list[Path], Path]: # Its files, and the path by which to name it
+    "Find a data set"
+    given = Path(path)
+    if not given.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)): given = fetch(str(path))
+    files = [given] if given.is_file() else data_files(given, split, endings)
+    return files,files[0] if len(files)==1 else given
+
+# %% ../nbs/03_data.ipynb #6dee3ad0
+def load_table(
+    files:Sequence[Path],    # Parquet
+    required:Sequence[str]=(), # Columns that must be there
+)->Any:                      # An arrow table, memory-mapped
+    "The rows of parquet files, which stay on the disk"
+    import pyarrow.parquet as pq
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+    name = str(files[0] if len(files)==1 else files[0].parent)
+    for f in files:
+        try: names = pq.read_schema(f).names
+        except Exception as e: raise InputError(f"{str(f)!r} is not a readable parquet file ({e})") from None
+        if missing := [c for c in required if c not in names]:
+            raise InputError(f"{str(f)!r} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+    if not sum(pq.read_metadata(f).num_rows for f in files): raise InputError(f"{name!r} holds no rows")
+    try: return load_dataset("parquet", data_files={"data":[str(f) for f in files]}, split="data").data.table
+    except DatasetsError as e: raise InputError(f"{name!r} can't be read ({e.__cause__ or e})") from None
+
+# %% ../nbs/03_data.ipynb #96a5e3ff
+def image_finder(
+    files:Sequence[Path], # Of a table
+    at:Path,              # By which it is named
+)->"ImageFinder":
+    "Looks for images beside the files, and in the directory that was given"
+    return ImageFinder(list(dict.fromkeys([f.parent for f in files]+([at] if at.is_dir() else []))))
+
+def rows_by_image(
+    images:Iterable,  # For each row, its column of images
+)->list[list[int]]:   # Row numbers
+    "Put the rows about the same image(s) together, in the order in which they first appear"
+    groups = {}
+    for i,value in enumerate(images): groups.setdefault(_image_key(value), []).append(i)
+    return list(groups.values())
+
 # %% ../nbs/03_data.ipynb #12002428
 class Samples(Sequence):
     "Training or evaluation data in the published format, read lazily and checked row by row"
@@ -456,31 +516,19 @@ class Samples(Sequence):
         path:str|Path,      # A parquet file, a directory, or the name of a data set on the hub
         split:str="train",  # Which file of a directory
     ):
-        import pyarrow.parquet as pq
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-        given = Path(path)
-        if not given.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)): given = fetch(str(path))
-        files = [given] if given.is_file() else data_files(given, split)
-        self.file = files[0] if len(files)==1 else given
-        for f in files:
-            try: names = pq.read_schema(f).names
-            except Exception as e: raise InputError(f"{str(f)!r} is not a readable parquet file ({e})") from None
-            if missing := [c for c in REQUIRED if c not in names]:
-                raise InputError(f"{str(f)!r} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
-        if not sum(pq.read_metadata(f).num_rows for f in files): raise InputError(f"{str(self.file)!r} holds no rows")
-        try: self.table = load_dataset("parquet", data_files={"data":[str(f) for f in files]}, split="data").data.table
-        except DatasetsError as e: raise InputError(f"{str(self.file)!r} can't be read ({e.__cause__ or e})") from None
-        self.find = ImageFinder(list(dict.fromkeys([f.parent for f in files]+([given] if given.is_dir() else []))))
+        files,self.file = locate(path, split)
+        self.table,self.find = load_table(files, REQUIRED),image_finder(files, self.file)
     @property
     def paired(self)->list[bool]:
         "For each row: trained in both streams?"
-        return [is_paired(s or "") for s in self.table.column("datasource").to_pylist()]
+        return [is_paired(s or "") for s in self.sources]
     def by_image(self)->list[list[int]]:
         "Row numbers, those about the same image(s) together"
-        groups = {}
-        for i,images in enumerate(self.table.column("images")): groups.setdefault(_image_key(images.as_py()), []).append(i)
-        return list(groups.values())
+        return rows_by_image(images.as_py() for images in self.table.column("images"))
+    @property
+    def sources(self)->list[str|None]:
+        "Where each row comes from"
+        return self.table.column("datasource").to_pylist()
     def __len__(self): return len(self.table)
     def row(self, i:int  # Row number
            )->dict:      # All columns of the row
