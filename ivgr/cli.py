@@ -115,7 +115,7 @@ def _data(argv):
     print(write_needle(a.out, a.split, a.n, NeedleConfig(**{k:getattr(a, k) for k in names}), a.seed, a.questions))
 
 def _sft(argv):
-    from ivgr.tiny import ColdStartConfig,cold_start
+    from ivgr.sft import ColdStartConfig,cold_start
     args,flags = read_settings(ColdStartConfig, argv, "ivgr sft", "Cold start: fine-tune a policy on traces in both streams' formats.")
     cold_start(args, flags.resume)
     print(f"policy saved in {args.output_dir}")

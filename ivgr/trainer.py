@@ -31,7 +31,7 @@ from .policy_judge import JUDGES,frozen_base,make_judge
 from .qlora import LoraSettings,add_lora,check_trainable
 from .rewards import read_rules
 from .sampler import QuerySampler,make_groups,sample_rollouts
-from .tiny import claim_output
+from .sft import claim_output
 from .tree import Policy,Query,encode,token_logps
 
 # %% ../nbs/16_trainer.ipynb #da5d75d8

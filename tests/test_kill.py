@@ -4,7 +4,7 @@ import multiprocessing,os,random,signal,subprocess,sys,time
 import pytest
 
 from ivgr.data import write_needle
-from ivgr.tiny import whole_checkpoints
+from ivgr.sft import whole_checkpoints
 
 from fault_server import FaultServer
 
