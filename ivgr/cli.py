@@ -33,12 +33,14 @@ def read_settings(
 )->tuple[Any, argparse.Namespace]: # The settings, and the other flags: `resume`, and those that `more` added
     "Read settings from `--config` and from flags, which override it"
     from transformers import HfArgumentParser
+    from ivgr.qlora import own_settings
     parser = HfArgumentParser(cls, prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     if more: more(parser)
     known = [a.dest for a in parser._actions if a.dest!="help"]
     parser.every = {a.dest:a.help for a in parser._actions}
+    theirs = {f.name for f in fields(cls)}-own_settings(cls)
     for a in parser._actions:
-        if a.dest in {f.name for f in fields(cls)}-set(cls.__annotations__): a.help = argparse.SUPPRESS
+        if a.dest in theirs: a.help = argparse.SUPPRESS
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it")
     parser.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
                         help="go on from the last complete checkpoint in output_dir, or from the one of this name")
