@@ -90,6 +90,8 @@ class PolicyConfig(TrainingArguments):
     "Which policy, in how many bits, and what of it learns"
     policy:str = setting("tiny", "Policy to start from: a directory, a hub name, or `tiny` for the one that ships")
     max_pixels:int|None = setting(None, "Shrink larger images to this many pixels; default as the policy has it (the paper: 3211264)")
+    dtype:str|None = setting(None, "Of weights that are not quantised: float32, or bfloat16, in which small steps of a full fine-tune are lost; "
+                             "default bfloat16 on a GPU, float32 elsewhere")
     quantise:int|None = setting(None, "Hold the language model in 4 or 8 bits, which needs lora_rank; default in full")
     lora_rank:int = setting(0, "Train an adapter of this rank beside frozen weights; 0: train all weights, or the adapter that the policy has")
     lora_alpha:float = setting(32., "Scale of the adapter, divided by its rank")
@@ -109,6 +111,7 @@ class PolicyConfig(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.quantise not in (None, 4, 8): raise InputError(f"quantise={self.quantise!r}: choose 4 or 8 bits, or leave it out")
+        if self.dtype not in (None, "float32", "bfloat16"): raise InputError(f"dtype={self.dtype!r}: choose float32 or bfloat16, or leave it out")
         self.lora  # refuses what is out of range
 
 def own_settings(
@@ -122,7 +125,8 @@ def load_base(
     args:PolicyConfig, # Which policy, and how it is loaded
 )->Policy:
     "Load the policy that a run starts from"
-    return load_policy(args.policy, max_pixels=args.max_pixels, quantise=args.quantise, attn_implementation=args.attn_implementation)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return load_policy(args.policy, dtype, str(args.device), args.attn_implementation, args.max_pixels, args.quantise)
 
 def make_trainable(
     policy:Policy,     # As loaded

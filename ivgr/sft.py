@@ -281,17 +281,18 @@ def trace_packets(
 
 # %% ../nbs/12_sft.ipynb #7ead54ff
 def forwards(
-    packets:Sequence[Packet], # Of one step
-    limit:int|None,           # Tokens in one forward, padding included, unless a single tree is longer; None: no limit
-)->list[list[Packet]]:        # The longest trees come first
-    "Split a step into forwards"
-    if not limit: return [list(packets)]
-    parts = []
-    for p in sorted(packets, key=lambda p: -len(p.tree)):
-        if parts and len(parts[-1][0].tree)*(len(parts[-1])+1)<=limit: parts[-1].append(p)
-        else: parts.append([p])
-    return parts
+    sizes:Sequence[tuple[int, int]], # Of each part of a step: its rows in a forward, and the tokens of the longest of them
+    budget:int,                      # Tokens in one forward, padding included
+)->list[list[int]]:                  # Which parts go together; the largest forward first
+    "Split a step into forwards; what exceeds the budget by itself goes alone"
+    groups = []  # parts, rows, tokens of the longest
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
+        rows,length = sizes[i]
+        if groups and (groups[-1][1]+rows)*groups[-1][2]<=budget: groups[-1] = ([*groups[-1][0], i], groups[-1][1]+rows, groups[-1][2])
+        else: groups.append(([i], rows, length))
+    return [sorted(parts) for parts,rows,length in sorted(groups, key=lambda g: -g[1]*g[2])]
 
+# %% ../nbs/12_sft.ipynb #70151695
 def trace_loss(
     policy:Policy,             # Who learns
     packets:Sequence[Packet],  # Of one forward
@@ -516,7 +517,7 @@ class ColdStartConfig(PolicyConfig):
     prompts:str|None = setting(None, "File with the instruction of each stream (JSON or YAML), saved with the policy; default as the policy has them")
     box_frame:str = setting("original", "Coordinates of the boxes in conversations: original (pixels of the file), resized (of what Qwen2.5-VL sees of it), unit1000")
     max_length:int|None = setting(None, "Longest prompt and reply in tokens, image included; a longer one is an error, never cut")
-    tokens_per_forward:int|None = setting(None, "Tokens in one forward and backward, a larger step takes several; lower it when memory is short; default: no limit")
+    tokens_per_forward:int = setting(32768, "Tokens in one forward and backward, padding included; a larger step takes several; lower it when memory is short")
     textual_share:float = setting(.15, "Share of textual traces where a row has both; the others are grounded")
     see_steps:int = setting(1000, "Steps in which a blank policy's vision tower learns to see")
     point_scenes:int = setting(8, "Scenes a step in which a blank policy goes on pointing beside the traces")
@@ -539,6 +540,7 @@ class ColdStartConfig(PolicyConfig):
             if getattr(self, name)<0: raise InputError(f"{name}={getattr(self, name)}: it can't be negative")
         for name in ("max_length", "tokens_per_forward"):
             if (value := getattr(self, name)) is not None and value<1: raise InputError(f"{name}={value}: at least 1 is needed")
+        if self.fp16: raise InputError("fp16=True: its range is too small for gradients of a policy; set bf16 instead")
         if self.box_frame not in FRAMES: raise InputError(f"box_frame={self.box_frame!r}: choose one of {', '.join(FRAMES)}")
         if (self.policy=="blank" or self.choose_steps) and (self.quantise or self.lora_rank):
             raise InputError("a blank policy, and one that learns to choose, learns with all its weights: leave quantise and lora_rank out")
@@ -568,12 +570,13 @@ class ColdStartTrainer(Trainer):
         return loss
     def learn(self, items, beside=None):
         "Leave the gradient of the mean over all replies' tokens; the loss that `beside` gives is added once"
-        packets = [p for traces in items for p in trace_packets(self.policy, traces, self.args.tokens_per_forward)]
+        budget = self.args.tokens_per_forward
+        packets = [p for traces in items for p in trace_packets(self.policy, traces, budget)]
         n = sum(len(leaf) for p in packets for leaf in p.tree.tokens[-len(p.traces):])
         total,stats = 0.,{"tokens/fed":sum(len(p.tree) for p in packets), "tokens/learned":n}
-        for part in forwards(packets, self.args.tokens_per_forward):
-            with self.compute_loss_context_manager():
-                loss,by = trace_loss(self.policy, part, n)
+        for part in forwards([(1, len(p.tree)) for p in packets], budget):
+            with self.accelerator.autocast():  # `Trainer` puts it around a model's own forward, and we call the layers inside
+                loss,by = trace_loss(self.policy, [packets[i] for i in part], n)
                 if beside: loss,beside = loss+beside(),None
             self.accelerator.backward(loss)
             total = total+loss.detach()
