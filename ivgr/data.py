@@ -529,6 +529,18 @@ class Samples(Sequence):
     def sources(self)->list[str|None]:
         "Where each row comes from"
         return self.table.column("datasource").to_pylist()
+    @property
+    def labels(self)->set[str]:
+        "Every `question_type` and `datasource` that a row has"
+        names = [n for n in ("question_type", "datasource") if n in self.table.column_names]
+        return {v for n in names for v in self.table.column(n).unique().to_pylist() if v}
+    def kind(self, source:str|None)->str: # A value of `sources`
+        "How rows of a source are trained"
+        return "single" if source and not is_paired(source) else "paired"
+    def take(self, rows:Sequence[int] # Row numbers
+            )->Any:                   # An arrow table
+        "Some rows as they stand in the file"
+        return self.table.take(rows)
     def __len__(self): return len(self.table)
     def row(self, i:int  # Row number
            )->dict:      # All columns of the row

@@ -160,6 +160,28 @@ class Conversations(Sequence):
         "Row numbers, those about the same image(s) together"
         return rows_by_image((self.row(i).get(self.images) for i in range(len(self))) if self.table is None else
                              (v.as_py() for v in self.table.column(self.images)))
+    @property
+    def sources(self)->list[str|None]:
+        "Where each row comes from; None where that can't be read"
+        def source(row):
+            try: return row.get("datasource") or f"{Stream.GROUNDED if '<box>' in read_turns(row.get(self.turns))[-1][1] else Stream.TEXTUAL} traces"
+            except (InputError, IndexError, AttributeError): return None
+        return [source(r) for r in (self._readable() if self.table is None else self.table.drop_columns([self.images]).to_pylist())]
+    def _readable(self):
+        for i in range(len(self)):
+            try: yield self.rows[i]
+            except InputError: yield None
+    def kind(self, source:str|None)->str: # A value of `sources`
+        "What rows of a source are"
+        return "traces"
+    def take(self, rows:Sequence[int] # Row numbers, of good rows
+            )->Any:                   # An arrow table
+        "Some rows as they stand in the file, or, from JSON, their conversations"
+        import pyarrow as pa
+        if self.table is not None: return self.table.take(rows)
+        turns,names = pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())])),dict(user="human", assistant="gpt", system="system")
+        said = [[{"from":names[role], "value":text} for role,text in read_turns(self.row(i)[self.turns])] for i in rows]
+        return pa.table(dict(conversations=pa.array(said, turns), datasource=pa.array([self.row(i).get("datasource") for i in rows], pa.string())))
     def where(self, i:int)->str: # Row number
         "How an error names a row"
         return f"{str(self.file)!r}, row {i}"

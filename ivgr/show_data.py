@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .core import InputError,Sample,rng_for
-from .data import Encoded,Samples,image_size,is_paired,load_image
+from .data import Encoded,Samples,image_size,load_image
 from .evaluate import _draw_boxes,_figure,_finish,_markdown,_wrap
+from .sft import Conversations
 
 # %% ../nbs/23_show_data.ipynb #ae596edd
 @dataclass
@@ -27,14 +28,14 @@ class Survey:
     problems: dict[int, str]         # Row number -> what is wrong
 
 def survey(
-    samples:Samples,     # What to look at
+    samples:Samples|Conversations, # What to look at
     decode:bool=False,   # Decode every image to its last byte
     progress:bool=True,  # Show a progress bar
 )->Survey:
     "Read all rows and the headers of all images"
     found = Survey({}, {})
-    for i,source in enumerate(tqdm(samples.table.column("datasource").to_pylist(), desc="reading", unit=" rows", disable=not progress)):
-        s = found.sources.setdefault(source, dict(rows=0, bad=0, images=[], boxes=[], sides=[], shares=[]))
+    for i,source in enumerate(tqdm(samples.sources, desc="reading", unit=" rows", disable=not progress)):
+        s = found.sources.setdefault(source, dict(kind=samples.kind(source), rows=0, bad=0, images=[], boxes=[], sides=[], shares=[]))
         s["rows"] += 1
         try:
             sample = samples[i]
@@ -58,7 +59,7 @@ def survey_table(
     for source,s in sorted(found.sources.items(), key=lambda kv: -kv[1]["rows"]):
         many = f"{min(s['images'])} to {max(s['images'])}" if s["images"] and min(s["images"])<max(s["images"]) else f"{s['images'][0]}" if s["images"] else "–"
         size = "{:.0f} x {:.0f}".format(*map(median, zip(*s["sides"]))) if s["sides"] else "–"
-        rows.append([source, "single" if source and not is_paired(source) else "paired", s["rows"], s["bad"], many,
+        rows.append([source, s["kind"], s["rows"], s["bad"], many,
                      f"{fmean(s['boxes']):.1f}" if s["boxes"] else "–", size, f"{median(s['shares']):.1%}" if s["shares"] else "–"])
     table = _markdown(["source", "stream", "rows", "bad", "images a row", "boxes a row", "median image, px", "median box, of its image"], rows)
     n,shown = len(found.problems),list(found.problems.items())[:5]
@@ -67,7 +68,7 @@ def survey_table(
 
 # %% ../nbs/23_show_data.ipynb #69530be5
 def write_good(
-    samples:Samples,   # The data
+    samples:Samples|Conversations, # The data
     found:Survey,      # What is wrong with it
     path:str|Path,     # Parquet file to write
 )->Path:
@@ -76,7 +77,7 @@ def write_good(
     keep,path = [i for i in range(len(samples)) if i not in found.problems],Path(path)
     if not keep: raise InputError(f"none of the {len(samples)} rows can be used: there is nothing to write to {str(path)!r}")
     def part(rows): # A few hundred at once, for images may stand in the table
-        table,read = samples.table.take(rows),[(s.id, [im if isinstance(im, Encoded) else str(Path(im).absolute()) for im in s.images])
+        table,read = samples.take(rows),[(s.id, [im if isinstance(im, Encoded) else str(Path(im).absolute()) for im in s.images])
                                                for s in map(samples.__getitem__, rows)]
         new = dict(id=[k for k,_ in read])
         if not any(isinstance(im, Encoded) for _,images in read for im in images): new["images"] = [images for _,images in read]
@@ -92,13 +93,13 @@ def write_good(
 
 # %% ../nbs/23_show_data.ipynb #ebfb9191
 def choose_rows(
-    samples:Samples, # The data
+    samples:Samples|Conversations, # The data
     n:int,           # How many at most
     seed:int=0,      # Another seed, other rows
 )->list[Sample]:     # Those that can be read
     "A few samples of every source, at random"
     rows = {}
-    for i,source in enumerate(samples.table.column("datasource").to_pylist()): rows.setdefault(source, []).append(i)
+    for i,source in enumerate(samples.sources): rows.setdefault(source, []).append(i)
     for source,of in rows.items(): rng_for(seed, "show", source).shuffle(of)
     turns,chosen = sorted(((k, source or "", i) for source,of in rows.items() for k,i in enumerate(of))),[]
     for *_,i in turns:
@@ -125,7 +126,7 @@ def draw_samples(
         image.thumbnail((600, 600))
         ax.imshow(image, extent=(0, w, h, 0))
         if k==0: _draw_boxes(ax, list(s.boxes), [])
-        head = f"{s.source}, {'both streams' if s.paired else 'single'}"+(f", image {k+1} of {len(s.images)}" if len(s.images)>1 else "")
+        head = s.source+("" if s.paired else ", single")+(f", image {k+1} of {len(s.images)}" if len(s.images)>1 else "")
         ax.set_title(head, fontsize=8.5, weight="bold", loc="left", parse_math=False)
         ax.set_xlabel(_wrap(f"{s.question} → {s.answer}", 46, 3) if k==0 else "", fontsize=8, loc="left", parse_math=False)
         ax.set(xticks=[0, w], yticks=[0, h])
