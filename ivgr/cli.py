@@ -82,11 +82,13 @@ def _add_fields(parser, cls, names, prefix=""): # Flags for these fields of a da
                                default=default, help=said[f.name])
 
 def _show_data(argv):
-    from ivgr.data import Samples
+    from ivgr.boxes import FRAMES
+    from ivgr.sft import open_data
     from ivgr.show_data import choose_rows,draw_samples,survey,survey_table,write_good
     p = _parser("data show", "Read every row of a data set: what is in it, what is broken, and a picture of some rows with their boxes.")
-    p.add_argument("path", help="parquet file, directory, or name of a data set on the hub")
+    p.add_argument("path", help="parquet or JSON file, directory, or name of a data set on the hub; for RL, or conversations for a cold start")
     p.add_argument("--split", default="train", help="which file of a directory")
+    p.add_argument("--box_frame", default="original", choices=FRAMES, help="coordinates of the boxes in a set of conversations")
     p.add_argument("--decode", action="store_true", help="decode every image; otherwise its header is read")
     p.add_argument("--picture", default="samples.png", metavar="FILE", help="where the picture goes")
     p.add_argument("--n", type=int, default=8, help="rows in the picture")
@@ -94,7 +96,7 @@ def _show_data(argv):
     p.add_argument("--good", metavar="FILE", help="write the rows that can be used to this parquet file")
     a = p.parse_args(argv)
     if a.n<1: raise InputError(f"n={a.n}: draw at least 1 row")
-    samples = Samples(a.path, a.split)
+    samples = open_data(a.path, a.split, a.box_frame)
     found = survey(samples, a.decode)
     print(survey_table(found))
     if a.good: print(f"the others are in {write_good(samples, found, a.good)}")
@@ -162,9 +164,10 @@ def _eval(argv):
     from ivgr.benchmarks import BENCHMARKS,NEEDLES,evaluate_into,leaderboard,load_samples,report_text,write_report
     from ivgr.evaluate import MODES,evaluate,read_modes
     from ivgr.policy import load_policy
-    from ivgr.rewards import read_rules
+    from ivgr.rewards import read_rules,warn_unmatched
     p = _parser("eval", "Ask a policy in one or several ways and report how right it is; or put finished runs side by side.")
     p.add_argument("--policy", default="tiny", help="directory, hub name, or `tiny` for the one that ships")
+    p.add_argument("--quantise", type=int, default=None, choices=(4, 8), help="hold the language model in this many bits")
     p.add_argument("--benchmark", metavar="NAME", help="one of "+", ".join([*BENCHMARKS, *NEEDLES]))
     p.add_argument("--data", metavar="PATH", help="file or directory: of the benchmark, where it is not to be downloaded, or data in the published format")
     p.add_argument("--split", default="test", help="which file of a directory in the published format")
@@ -188,10 +191,11 @@ def _eval(argv):
     if a.n is not None and a.n<1: raise InputError(f"n={a.n}: answer at least 1 question")
     if a.resume and not a.out: raise InputError("--resume goes on with the run in --out: give its directory")
     rules,modes,samples = read_rules(a.answer_rules),read_modes(a.modes),load_samples(a.benchmark, a.data, a.split, a.n)
-    policy = load_policy(a.policy, max_pixels=a.max_pixels)
+    if not a.benchmark: warn_unmatched(rules, samples.whole.labels)
+    policy = load_policy(a.policy, max_pixels=a.max_pixels, quantise=a.quantise)
     how = dict(modes=list(modes), n=a.replies, temperature=a.temperature, top_p=a.top_p, seed=a.seed, max_new_tokens=a.max_new_tokens, rules=rules)
     if a.out:
-        run = {k:getattr(a, k) for k in ("policy", "benchmark", "data", "n", "max_pixels")}|how|dict(replies=a.replies, n=a.n)|({} if a.benchmark else dict(split=a.split))
+        run = {k:getattr(a, k) for k in ("policy", "quantise", "benchmark", "data", "n", "max_pixels")}|how|dict(replies=a.replies, n=a.n)|({} if a.benchmark else dict(split=a.split))
         results,skipped = evaluate_into(a.out, policy, samples, run, a.resume, batch_size=a.batch_size, **how)
         print(write_report(a.out, samples, results, a.benchmark, skipped))
     else:

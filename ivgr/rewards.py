@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RULES', 'WEIGHTS', 'SINGLE_WEIGHTS', 'format_reward', 'normalise', 'read_options', 'picks', 'read_yes_no',
-           'read_number', 'Rule', 'choose_rule', 'rule_for', 'read_rules', 'accuracy', 'true_boxes', 'base_reward',
-           'totals']
+           'read_number', 'Rule', 'choose_rule', 'rule_for', 'read_rules', 'warn_unmatched', 'accuracy', 'true_boxes',
+           'base_reward', 'totals']
 
 # %% ../nbs/04_rewards.ipynb #3e1364ee
-import atexit,importlib.util,json,math,re,subprocess,sys,threading,unicodedata
-from collections.abc import Callable,Mapping,Sequence
+import atexit,importlib.util,json,math,re,subprocess,sys,threading,unicodedata,warnings
+from collections.abc import Callable,Mapping,Sequence,Set
 from decimal import Decimal
 from functools import lru_cache
 from string import ascii_uppercase
@@ -274,6 +274,16 @@ def read_rules(
             raise InputError(f"answer_rules: {rule!r} for {key!r} is no rule; choose from {', '.join(RULES)}")
     if "maths" in rules.values(): _need_maths()
     return dict(rules)
+
+# %% ../nbs/04_rewards.ipynb #00d354ec
+def warn_unmatched(
+    rules:Mapping[str, str]|None, # From `read_rules`
+    labels:Set[str],              # Every `question_type` and `datasource` of the data
+)->None:
+    "Warn of rules for questions that the data does not have"
+    odd = sorted(set(rules or ())-set(labels))
+    if odd: warnings.warn(f"answer_rules: no row has the question_type or datasource {', '.join(map(repr, odd))}; there is "
+                          f"{', '.join(map(repr, sorted(labels)[:20])) or 'neither'}{' and more' if len(labels)>20 else ''}", stacklevel=2)
 
 # %% ../nbs/04_rewards.ipynb #f2b8f934
 def accuracy(

@@ -1,0 +1,89 @@
+"The cold start of real policies: random weights of every family, boxes in each one's own coordinates, restarts"
+import json
+
+import pytest,torch
+
+from ivgr.boxes import Frame
+from ivgr.core import InputError,rng_for
+from ivgr.data import NeedleConfig,attribute_question,box_text,make_scene,render
+from ivgr.policy import load_policy,save_policy
+from ivgr.prompts import move_boxes,read_boxes
+from ivgr.sft import ColdStartConfig,Conversations,Traces,cold_start,measure,trace_loss,trace_packets,whole_checkpoints
+
+from test_qlora import FAMILIES,pytestmark,random_policy
+
+torch.set_num_threads(1)
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    "Six images of two shapes, two questions about each, two traces of each question; boxes in pixels of the file"
+    folder = tmp_path_factory.mktemp("traces")
+    (folder/"images").mkdir()
+    rng,rows = rng_for(0, "sft"),[]
+    for i in range(6):
+        tiles,specks = make_scene(rng, NeedleConfig(size=100))
+        image = render(tiles, specks, 100)
+        image = image.resize((200, 100)) if i%2 else image                # sides that no patch size divides
+        image.save(folder/f"images/{i}.png")
+        for n in (0, 2):
+            q = attribute_question(rng, tiles, 100, n)
+            x1,y1,x2,y2 = q.boxes[0]
+            box = [x1*2, y1, x2*2, y2] if i%2 else [x1, y1, x2, y2]
+            for text in (q.grounded.replace(box_text(q.boxes[0], 100), "<box>[{},{},{},{}]</box>".format(*box)), q.textual):
+                rows.append(dict(images=[f"images/{i}.png"], conversations=[{"from":"human", "value":f"<image>\n{q.text}"},
+                                 {"from":"gpt", "value":f"<think>{text}</think><answer>{q.answer}</answer>"}]))
+    (folder/"set.json").write_text(json.dumps(rows))
+    return folder
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_or_not_every_family_learns_the_same(family, talks):
+    policy,traces = random_policy(family),Traces(Conversations(talks))
+    items = [traces[0], traces[1]]
+    packets = [p for item in items for p in trace_packets(policy, item)]
+    assert len(packets)==(8 if family=="qwen3_5" else 2)                  # linear attention takes the plain path
+    assert [sum(len(p.tree) for p in packets if p.traces[0] in item) for item in items]==[n for n,_ in measure(policy, traces, progress=False)[:2]]
+    grads = []
+    for groups in ([packets], [trace_packets(policy, [t]) for item in items for t in item]):
+        policy.model.zero_grad()
+        n = sum(len(leaf) for p in packets for leaf in p.tree.tokens[-len(p.traces):])
+        for group in groups: trace_loss(policy, group, n)[0].backward()
+        grads.append({k:p.grad.clone() for k,p in policy.model.named_parameters() if p.grad is not None})
+    for k,g in grads[0].items(): assert (g-grads[1][k]).abs().max()<1e-3*(g.abs().max()+1e-6), k
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_boxes_are_taught_where_the_model_sees_them(family, talks):
+    policy,traces = random_policy(family),Traces(Conversations(talks))
+    for item in (traces[0], traces[1]):
+        trace = item[0]
+        query = trace_packets(policy, item)[0].query
+        assert query.frame==(Frame.resized(*(query.grid[0,[2,1]]*8).tolist()) if family=="qwen2_5_vl" else Frame.unit1000())
+        (box,),invalid = read_boxes(move_boxes(trace.reply, Frame.original(*query.image_size), query.frame), query.frame)
+        w,h = query.image_size
+        off = [abs(a/n-b/m) for a,b,n,m in zip(box, trace.sample.boxes[0], (query.frame.width, query.frame.height)*2, (w, h)*2)]
+        assert not invalid and max(off)<=.51/min(query.frame.width, query.frame.height), (box, trace.sample.boxes)
+
+@pytest.mark.parametrize("settings", [dict(quantise=4, lora_rank=4, lora_merger=True), dict(tokens_per_forward=300), dict(lora_rank=4, lora_dropout=.5)])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
+def test_killed_and_resumed_it_ends_the_same(family, settings, talks, tmp_path):
+    save_policy(random_policy(family), tmp_path/"start")
+    def run(out, steps, **kw):
+        args = ColdStartConfig(output_dir=str(tmp_path/out), data=str(talks), policy=str(tmp_path/"start"), learning_rate=1e-2, warmup_steps=0, max_steps=steps, save_steps=2,
+                               per_device_train_batch_size=2, logging_steps=1, gradient_checkpointing=family=="qwen2_5_vl", use_cpu=True, **settings)
+        return cold_start(args, progress=False, **kw)
+    whole = run("whole", 4)
+    run("stopped", 2)                                                     # the learning rate is constant, so the end is no other
+    assert [p.name for p in whole_checkpoints(tmp_path/"stopped")]==["checkpoint-2"]
+    resumed = run("stopped", 4, resume=True)
+    for (name,a),b in zip(whole.model.named_parameters(), resumed.model.parameters()):  # packed bits read as numbers may be nan
+        if a.requires_grad: assert torch.equal(a, b), name
+    logs = [[json.loads(l)["loss"] for l in (tmp_path/out/"metrics.jsonl").read_text().splitlines()] for out in ("whole", "stopped")]
+    assert logs[0]==logs[1] and len(logs[0])==4 and logs[0][3]<logs[0][0]
+    load_policy(tmp_path/"stopped", device="cpu", quantise=settings.get("quantise"))
+
+def test_nothing_is_learned_before_every_row_was_read(talks, tmp_path):
+    rows = json.loads((talks/"set.json").read_text())
+    rows[17]["conversations"][1]["value"] = "It is red."
+    (talks/"broken.json").write_text(json.dumps(rows))
+    args = ColdStartConfig(output_dir=str(tmp_path/"run"), data=str(talks/"broken.json"), policy="tiny", use_cpu=True)
+    with pytest.raises(InputError, match="broken.json', row 17: its reply is not"): cold_start(args, progress=False)
+    assert not whole_checkpoints(tmp_path/"run")
