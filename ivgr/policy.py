@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'SPECIAL', 'PIECES', 'TINY_PROMPTS', 'CHAT', 'read_reader', 'quantisation', 'is_quantised', 'load_policy',
-           'save_reader', 'save_policy', 'tiny_tokenizer', 'tiny_policy']
+           'save_reader', 'save_policy', 'load_weights', 'tiny_tokenizer', 'tiny_policy']
 
 # %% ../nbs/09_policy.ipynb #18cc45aa
 import json,logging,re,warnings
@@ -164,6 +164,17 @@ def save_policy(
     state = {k:v.to(dtype or v.dtype) for k,v in policy.model.state_dict().items()}
     policy.model.save_pretrained(path, state_dict=state)
     return save_reader(policy, path)
+
+# %% ../nbs/09_policy.ipynb #b9dafe47
+def load_weights(
+    model:Any,      # Without adapter; its weights are replaced
+    path:str|Path,  # Where `save_policy`, or a checkpoint of a run, wrote a model of the same kind
+)->None:
+    "Put saved weights into a model"
+    saved,info = type(model).from_pretrained(path, dtype=model.dtype, use_safetensors=True, device_map="cpu", output_loading_info=True)
+    if odd := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
+        raise InputError(f"{len(odd)} weights in {str(path)!r} have no counterpart in the model, such as {odd[0]!r}: it is another model's, or incomplete")
+    model.load_state_dict(saved.state_dict())
 
 # %% ../nbs/09_policy.ipynb #7b264bc4
 SPECIAL = ["<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]

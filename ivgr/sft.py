@@ -21,6 +21,7 @@ from zipfile import BadZipFile,ZipFile
 
 import torch
 from fastcore.basics import patch
+from peft import PeftModel
 from PIL import Image
 from safetensors import SafetensorError,safe_open
 from torch.nn.functional import cross_entropy
@@ -33,7 +34,7 @@ from .boxes import FRAMES,Frame,convert,model_frame
 from .core import InputError,Sample,Stream,rng_for,write_atomic
 from .data import (COLOURS,COLUMNS,ROWS,NeedleConfig,Samples,Tile,_image_key,_images,attribute_question,image_finder,image_size,is_paired,load_table,
                        locate,make_scene,needle_scene,region,render,reply,rows_by_image)
-from .policy import load_policy,save_policy,save_reader,tiny_policy
+from .policy import load_policy,load_weights,save_policy,save_reader,tiny_policy
 from .prompts import Prompts,messages,move_boxes,parse
 from .qlora import PolicyConfig,load_base,make_trainable,own_settings,setting
 from .tree import Policy,Query,Tree,backbone,leaf_logps,packs,read_prompts
@@ -629,6 +630,9 @@ class ColdStartTrainer(Trainer):
             logs |= stats
         super().log(logs, start_time)
     def floating_point_ops(self, inputs): return 0
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if isinstance(self.policy.model, PeftModel) or self.is_fsdp_enabled: super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else: load_weights(self.policy.model, resume_from_checkpoint)
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         save_reader(self.policy, output_dir or self.args.output_dir)

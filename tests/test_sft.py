@@ -6,7 +6,7 @@ import pytest,torch
 from ivgr.boxes import Frame
 from ivgr.core import InputError,rng_for
 from ivgr.data import NeedleConfig,attribute_question,box_text,make_scene,render
-from ivgr.policy import load_policy,save_policy
+from ivgr.policy import load_policy,load_weights,save_policy
 from ivgr.prompts import move_boxes,read_boxes
 from ivgr.sft import ColdStartConfig,Conversations,Traces,cold_start,measure,trace_loss,trace_packets,whole_checkpoints
 
@@ -62,8 +62,8 @@ def test_boxes_are_taught_where_the_model_sees_them(family, talks):
         off = [abs(a/n-b/m) for a,b,n,m in zip(box, trace.sample.boxes[0], (query.frame.width, query.frame.height)*2, (w, h)*2)]
         assert not invalid and max(off)<=.51/min(query.frame.width, query.frame.height), (box, trace.sample.boxes)
 
-@pytest.mark.parametrize("settings", [dict(quantise=4, lora_rank=4, lora_merger=True), dict(tokens_per_forward=300), dict(lora_rank=4, lora_dropout=.5)])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
+@pytest.mark.parametrize("family,settings", [("qwen2_5_vl", dict(quantise=4, lora_rank=4, lora_merger=True)), ("qwen2_5_vl", dict(tokens_per_forward=300)),
+                                             ("qwen3_5", dict(lora_rank=4, lora_dropout=.5))])
 def test_killed_and_resumed_it_ends_the_same(family, settings, talks, tmp_path):
     save_policy(random_policy(family), tmp_path/"start")
     def run(out, steps, **kw):
@@ -79,6 +79,14 @@ def test_killed_and_resumed_it_ends_the_same(family, settings, talks, tmp_path):
     logs = [[json.loads(l)["loss"] for l in (tmp_path/out/"metrics.jsonl").read_text().splitlines()] for out in ("whole", "stopped")]
     assert logs[0]==logs[1] and len(logs[0])==4 and logs[0][3]<logs[0][0]
     load_policy(tmp_path/"stopped", device="cpu", quantise=settings.get("quantise"))
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_find_their_places_under_whatever_names_they_were_saved(family, tmp_path):
+    policy,other = random_policy(family),random_policy(family)
+    for p in other.model.parameters(): p.data.zero_()
+    save_policy(policy, tmp_path)
+    load_weights(other.model, tmp_path)
+    for (name,a),b in zip(policy.model.state_dict().items(), other.model.state_dict().values()): assert torch.equal(a, b), name
 
 def test_nothing_is_learned_before_every_row_was_read(talks, tmp_path):
     rows = json.loads((talks/"set.json").read_text())
