@@ -211,7 +211,7 @@ def _trace(self:Conversations, row, i):
     if not (read.well_formed and read.answer): raise InputError(f"its reply is not <think>...</think><answer>...</answer>: {text[:80]!r}")
     if read.wrote_boxes and "<box>" not in text: raise InputError("its boxes are not written as <box>[x1,y1,x2,y2]</box>")
     if read.invalid_boxes:
-        raise InputError(f"{read.invalid_boxes} of its boxes are no boxes within {frame.width} x {frame.height}, its image in the frame {frame.name!r}; "
+        raise InputError(f"{read.invalid_boxes} of its boxes can't be read or lie outside of {frame.width} x {frame.height}, its image in the frame {frame.name!r}; "
                          "is that the frame in which this set was written?")
     source,boxes = row.get("datasource") or "",convert(read.boxes, frame, Frame.original(*size)).tolist()
     stream = Stream.GROUNDED if boxes else Stream.TEXTUAL if is_paired(source) else Stream.SINGLE
