@@ -6,7 +6,7 @@
 __all__ = ['coverage', 'target_share', 'answer_tokens', 'eager_attention', 'image_tokens', 'attention_maps', 'target_shares',
            'shares_table', 'draw_attention']
 
-# %% ../nbs/18_attention.ipynb #7daece76
+# %% ../nbs/18_attention.ipynb #6aa06036
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,7 @@ from .core import InputError,Rollout,Sample,Stream
 from .data import load_image
 from .evaluate import _by,_draw_boxes,_figure,_finish,_markdown,_num,_wrap,read_modes,results_of
 from .sampler import make_groups,sample_rollouts
-from .tree import Policy,Query,backbone,encode,forward_trees,grow
+from .tree import Policy,Query,backbone,encode,forward_trees,grow,packs
 
 # %% ../nbs/18_attention.ipynb #d0950b1f
 def coverage(
@@ -63,7 +63,7 @@ def answer_tokens(
     start += len("<answer>")
     return [k for k,(a,b) in enumerate(zip(ends, ends[1:])) if a<end and b>start and text[max(a, start):min(b, end)].strip()]
 
-# %% ../nbs/18_attention.ipynb #7c324868
+# %% ../nbs/18_attention.ipynb #e9d02d60
 @contextmanager
 def eager_attention(
     model:Any, # The policy's model
@@ -93,6 +93,7 @@ def attention_maps(
 )->list[Tensor|None]:            # For each, `(layers, rows, columns)`: attention on each visual token of the first image, mean over heads and
                                  # answer tokens; the sum over the image is what is left for it besides the text. None where there is no answer
     "Where a policy looks while it chooses the tokens of its answer"
+    if not packs(policy.model) and len(rollouts)>1: return [attention_maps(policy, query, [r])[0] for r in rollouts]
     tree = grow(query, [(r.stream, r.tokens) for r in rollouts])
     starts,first = tree.starts,len(tree.tokens)-len(rollouts)
     columns,height,width = image_tokens(policy, query)
