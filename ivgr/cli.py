@@ -138,7 +138,11 @@ def _endpoint(judge, flags): # Only where it is needed: without an address it is
 def _train(argv):
     from ivgr.trainer import DualStreamConfig,train
     args,flags = read_settings(DualStreamConfig, argv, "ivgr train", "Train a policy with dual-stream GRPO.", _judge_flags)
-    train(args, flags.resume, endpoint=_endpoint(args.judge, flags))
+    try: train(args, flags.resume, endpoint=_endpoint(args.judge, flags))
+    except (RuntimeError, MemoryError) as e:
+        from ivgr.plan import memory_advice,out_of_memory
+        if out_of_memory(e): raise InputError(f"{memory_advice(args, e)}\nwhat was saved before is untouched, go on with --resume") from None
+        raise
     print(f"policy saved in {args.output_dir}")
 
 def _judge_check(argv):

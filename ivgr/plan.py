@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['CARDS', 'LADDER', 'Setting', 'read_config', 'Parts', 'outline', 'parts', 'weight_bytes', 'adapter_size', 'Tokens',
            'tokens', 'Ledger', 'Planner', 'Cost', 'Run', 'build', 'random_queries', 'peak_of', 'measure', 'Plan',
-           'plan_text', 'largest_text']
+           'plan_text', 'largest_text', 'setting_of', 'out_of_memory', 'memory_advice']
 
 # %% ../nbs/22_plan.ipynb #0f8a3dcc
-import copy,gc,time,weakref
+import copy,gc,json,time,weakref
 from bisect import bisect_left
 from collections.abc import Callable,Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
 from functools import lru_cache,partial
+from importlib.resources import files
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any,NamedTuple
 
@@ -31,7 +33,10 @@ from transformers import AutoConfig,AutoModelForImageTextToText,DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import InputError,Rollout,Stream
+from .data import Samples,image_size
+from .policy import SHIPPED
 from .sampler import choose,sample_rollouts
+from .trainer import DualStreamConfig
 from .tree import Query,backbone,selected_logps,token_logps
 
 # %% ../nbs/22_plan.ipynb #273b5940
@@ -42,7 +47,8 @@ class Setting:
     n:int = 5                    # Rollouts in each stream
     length:int = 512             # Tokens of a reply; all are taken to be as long as allowed
     queries:int = 1              # Rolled out together (`per_device_train_batch_size`)
-    queries_per_forward:int = 1  # In one forward and backward
+    queries_per_sampling:int|None = None # Decoded together; None: all
+    tokens_per_forward:int = 8192 # Tokens of the language model in one forward and backward; a query of more tokens goes alone
     shared:bool = True           # Trunk and branches once for all rollouts; False: the plain path
     checkpointing:bool = True    # Keep only every layer's input, and compute the layer again in the backward
     quantise:int = 0             # Bits of the language model's linear layers: 4 or 8; 0: as `dtype`
@@ -55,8 +61,8 @@ class Setting:
     top_p:float = 1.             # Below 1 sampling also sorts the vocabulary
     dtype:str = "bfloat16"       # Of weights that are not quantised, and of activations
     def __post_init__(self):
-        for name in ("image_pixels", "n", "length", "queries", "queries_per_forward", "question", "instruction", "streams"):
-            if getattr(self, name)<1: raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for name in ("image_pixels", "n", "length", "queries", "queries_per_sampling", "tokens_per_forward", "question", "instruction", "streams"):
+            if getattr(self, name) is not None and getattr(self, name)<1: raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
         if self.quantise not in (0, 4, 8): raise InputError(f"quantise={self.quantise}: choose 4 or 8 bits, or 0 for none")
         if self.lora_rank<0: raise InputError(f"lora_rank={self.lora_rank}: 0 (all weights learn) or more is needed")
         if self.quantise and not self.lora_rank: raise InputError(f"quantise={self.quantise} with lora_rank=0: weights in so few bits can't learn, set lora_rank")
@@ -64,8 +70,6 @@ class Setting:
         if self.dtype not in ("bfloat16", "float16", "float32"): raise InputError(f"dtype={self.dtype!r}: choose bfloat16, float16 or float32")
     @property
     def torch_dtype(self): return getattr(torch, self.dtype)
-    @property
-    def several(self): return self.queries>self.queries_per_forward # Gradients of an update come from several backwards
     @property
     def sees(self): return not self.lora_rank or self.lora_vision   # The vision tower learns too
 
@@ -139,6 +143,7 @@ class Tokens(NamedTuple):
     scored: int   # Tokens of all replies
     shared: int   # What the language model reads in a packed tree
     plain: int    # What it reads without sharing
+    queries: int  # How many such queries go into one forward
 
 def tokens(
     config:Any,  # Of the model
@@ -150,8 +155,9 @@ def tokens(
     h = max(1, round(s.image_pixels**.5/side))
     w = max(1, round(s.image_pixels/side**2/h))
     trunk,scored = h*w+s.question,s.streams*s.n*s.length
-    return Tokens(h*w, h*w*v.spatial_merge_size**2, (h, w), trunk, scored, trunk+s.streams*s.instruction+scored,
-                  s.streams*s.n*(trunk+s.instruction+s.length))
+    shared,plain = trunk+s.streams*s.instruction+scored,s.streams*s.n*(trunk+s.instruction+s.length)
+    queries = min(s.queries, max(1, s.tokens_per_forward//(shared if s.shared else plain)))
+    return Tokens(h*w, h*w*v.spatial_merge_size**2, (h, w), trunk, scored, shared, plain, queries)
 
 # %% ../nbs/22_plan.ipynb #e0d5ebae
 class Ledger(TorchDispatchMode):
@@ -431,7 +437,8 @@ def sampling(self:Planner,
 )->dict[str, int]:  # Bytes by what they are, at the largest moment, without what is always there
     "Peak of sampling"
     t,e,(pixels,features) = tokens(self.config, s),s.torch_dtype.itemsize,self.images(s)
-    B,q,w = (s.queries, s.streams*s.n, t.trunk+s.streams*s.instruction) if s.shared else (s.queries*s.n, 1, t.trunk+s.instruction)
+    together = min(s.queries, s.queries_per_sampling or s.queries)
+    B,q,w = (together, s.streams*s.n, t.trunk+s.streams*s.instruction) if s.shared else (together*s.n, 1, t.trunk+s.instruction)
     end = w+q*s.length
     prompts,hidden = B*w*(w+32),B*w*self.text.hidden_size*e       # mask, ids and positions; hidden states of all prompts
     cache = lambda n: 2*B*n*self.text.num_key_value_heads*self.head_dim*self.text.num_hidden_layers*e
@@ -449,9 +456,10 @@ def scoring(self:Planner,
 )->dict[str, int]:  # Bytes by what they are, at the largest moment, without what is always there
     "Peak of the reference's forward, or of the update's forward and backward"
     t,e,(pixels,features) = tokens(self.config, s),s.torch_dtype.itemsize,self.images(s)
-    B,w = (s.queries_per_forward, t.shared) if s.shared else (s.queries_per_forward*s.streams*s.n, t.trunk+s.instruction+s.length)
+    B,w = (t.queries, t.shared) if s.shared else (t.queries*s.streams*s.n, t.trunk+s.instruction+s.length)
+    several = s.queries>t.queries  # gradients of an update come from several backwards
     base,hidden = {"prompts":B*w*(w+32)},B*w*self.text.hidden_size*e
-    eyes,lm,head = self.vision(s, B, train and s.sees),self.language(s, B, w, train),self.head(s, B*w, s.queries_per_forward*t.scored, train)
+    eyes,lm,head = self.vision(s, B, train and s.sees),self.language(s, B, w, train),self.head(s, B*w, t.queries*t.scored, train)
     if not train: return _largest({**base, "vision tower":pixels*B+eyes.forward},
                                   {**base, "vision tower":(pixels+features)*B, "layer at work":lm.forward},
                                   {**base, "hidden states":hidden, "logits":head.forward})
@@ -459,12 +467,12 @@ def scoring(self:Planner,
     every = adapter_size(self.model, s)*4 if s.lora_rank else sum(p)*e
     top = (p.head or p.embeddings)*full                           # the head's gradient comes first; it is a table's second where they are tied
     seen = eyes.kept+(pixels*B if full else 0) if s.sees else 0
-    before = every if s.several else 0
+    before = every if several else 0
     return _largest({**base, "vision tower":pixels*B+eyes.forward, "gradients":before},
-                    {**base, "vision tower":seen, "activations":lm.kept, "logits":head.backward-(0 if s.several else top), "gradients":before or top},
+                    {**base, "vision tower":seen, "activations":lm.kept, "logits":head.backward-(0 if several else top), "gradients":before or top},
                     {**base, "vision tower":seen, "activations":lm.kept, "layer at work":lm.backward-lm.kept, "gradients":before or top},
                     {**base, "vision tower":seen+(eyes.backward-eyes.kept if s.sees else 0), "gradients":before or every-(p.vision+(p.embeddings if p.head else 0))*full},
-                    {"gradients":every+((0 if p.head else 2*p.embeddings)+(p.embeddings if s.several else 0))*full})
+                    {"gradients":every+((0 if p.head else 2*p.embeddings)+(p.embeddings if several else 0))*full})
 
 # %% ../nbs/22_plan.ipynb #fa89ed3f
 def _windows(eyes, grid): # Patches in each window of an image
@@ -610,8 +618,8 @@ def measure(
     def score(train):
         model.train(train)
         with torch.set_grad_enabled(train):
-            for i in range(0, s.queries, s.queries_per_forward):
-                part = slice(i, i+s.queries_per_forward)
+            B = tokens(config, s).queries
+            for part in (slice(i, i+B) for i in range(0, s.queries, B)):
                 logps,_ = token_logps(model, queries[part], rollouts[part], s.shared, 1., banned)
                 if train: logps.sum().backward()
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
@@ -659,7 +667,7 @@ def plan_text(
     learns = f"LoRA of rank {s.lora_rank}{', vision tower too' if s.lora_vision else ''}" if s.lora_rank else "all weights learn"
     return "\n".join([
         f"{s.quantise or s.torch_dtype.itemsize*8} bits, {learns}, {'' if s.checkpointing else 'no '}gradient checkpointing, {'shared prefix' if s.shared else 'plain path'}; "
-        f"{s.queries} x {s.streams} x {s.n} rollouts of {s.length} tokens, {s.queries_per_forward} in a forward",
+        f"{s.queries} x {s.streams} x {s.n} rollouts of {s.length} tokens, {t.queries} {'query' if t.queries==1 else 'queries'} in a forward",
         f"tokens of a query: {t.image} image; in the language model {t.shared} shared, {t.plain} plain ({t.plain/t.shared:.1f} times)", "",
         row("GB at the peak", p.phases), *(row(k, [gb(v.get(k, 0)) for v in p.phases.values()]) for k in names), row("sum", map(gb, p.peaks.values())), "",
         row("TFLOP a step", p.phases), row("shared", [f"{p.flops[k]/1e12:.4g}" if s.shared else "-" for k in p.phases]),
@@ -669,7 +677,7 @@ def plan_text(
 # %% ../nbs/22_plan.ipynb #509c9f27
 CARDS = (24, 48, 80, 141)  # GB
 LADDER = dict(image_pixels=[round(m*1e6) for m in (.1, .25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)], n=[2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64],
-              length=[64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192], queries_per_forward=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64])
+              length=[64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192], tokens_per_forward=[round(2**(k/2)) for k in range(20, 39)])
 
 @patch
 def largest(self:Planner,
@@ -677,8 +685,12 @@ def largest(self:Planner,
     cards:Sequence[int]=CARDS, # GB
 )->dict[int, dict[str, int|None]]: # For each card and each thing, the largest step of its ladder that fits; None: not even the smallest
     "How far can each setting be raised, the others as they are?"
-    peak = lru_cache(None)(lambda name, value: max(sum(v.values()) for v in self.phases(
-        replace(s, **{name:value}|({"queries":max(value, s.queries)} if name=="queries_per_forward" else {}))).values()))
+    def setting(name, value):
+        new = replace(s, **{name:value})
+        if name!="tokens_per_forward": return new
+        enough = tokens(self.config, replace(new, queries=value)).queries  # in a batch that can fill such a forward,
+        return replace(new, queries=max(s.queries, enough), queries_per_sampling=s.queries_per_sampling or s.queries)  # sampled as before
+    peak = lru_cache(None)(lambda name, value: max(sum(v.values()) for v in self.phases(setting(name, value)).values()))
     def best(name, room):
         fit = bisect_left(LADDER[name], True, key=lambda value: peak(name, value)>room)
         return LADDER[name][fit-1] if fit else None
@@ -703,7 +715,12 @@ def advice(self:Planner,
     phase,most = max(((k, sum(v.values())) for k,v in now.items()), key=lambda kv: kv[1])
     half = lambda name, flag: [(f"{flag} {getattr(s, name)//2}", {name:getattr(s, name)//2})] if getattr(s, name)>1 else []
     slower = ([] if s.shared else [("share_prefix true", dict(shared=True))])+([] if s.checkpointing else [("gradient_checkpointing true", dict(checkpointing=True))])
-    slower += half("queries_per_forward", "queries_per_forward")
+    B,most_together = tokens(self.config, s).queries,min(s.queries, s.queries_per_sampling or s.queries)
+    if B>1:
+        t = tokens(self.config, s)
+        budget = B//2*(t.shared if s.shared else t.plain)
+        slower += [(f"tokens_per_forward {budget}", dict(tokens_per_forward=budget))]
+    if most_together>1: slower += [(f"queries_per_sampling {most_together//2}", dict(queries_per_sampling=most_together//2))]
     less = half("queries", "per_device_train_batch_size")+half("length", "max_new_tokens")+half("image_pixels", "max_pixels")
     less += [(f"n_rollouts {s.n-1}", dict(n=s.n-1))] if s.n>2 else []
     less += [("lora_rank 16", dict(lora_rank=16))] if not s.lora_rank else [] if s.quantise else [("quantise 4", dict(quantise=4))]
@@ -714,3 +731,44 @@ def advice(self:Planner,
     shares = ", ".join(f"{k} {v/1e9:.1f}" for k,v in sorted(now[phase].items(), key=lambda kv: -kv[1]) if v>.05*most)
     return "\n".join([f"the largest moment of a step is its {phase}: about {most/1e9:.1f} GB ({shares})"+(f", and there are {room/1e9:.1f}" if room else ""),
                       *lines("the same is learned, more slowly, with", slower), *lines("something else is learned, in less memory, with", less)])
+
+# %% ../nbs/22_plan.ipynb #0f568319
+def setting_of(
+    args:DualStreamConfig,   # Of `ivgr train`
+    image_pixels:int,        # Of a query's image, after resizing
+    dtype:str|None=None,     # Of weights and activations where the settings leave that to the device
+)->Setting:
+    "A run as the planner sees it"
+    return Setting(image_pixels=image_pixels, n=args.n_rollouts, length=args.max_new_tokens, queries=args.per_device_train_batch_size,
+                   queries_per_sampling=args.queries_per_sampling, tokens_per_forward=args.tokens_per_forward, shared=args.share_prefix,
+                   checkpointing=args.gradient_checkpointing, quantise=args.quantise or 0, lora_rank=args.lora_rank, lora_vision=args.lora_vision,
+                   kl=args.beta>0, top_p=args.top_p, dtype=args.dtype or dtype or "bfloat16")
+
+# %% ../nbs/22_plan.ipynb #a885f208
+def out_of_memory(
+    e:BaseException, # That ended a run
+)->bool:
+    "Was there not enough memory, on a card or off it?"
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and "DefaultCPUAllocator" in str(e)
+
+def _model_config(policy): # Of a policy's base, read as far as it can be without its weights
+    source = str(files("ivgr")/"assets"/"tiny") if policy==SHIPPED else policy
+    adapter = Path(source)/"adapter_config.json"
+    return read_config(json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else source)
+
+def _largest_image(args): # Pixels, of some rows of the data
+    samples = Samples(args.data)
+    most = max(w*h for i in range(min(64, len(samples))) for w,h in (image_size(im) for im in samples[i].images))
+    return min(most, args.max_pixels or most)
+
+def memory_advice(
+    args:DualStreamConfig, # Of the run
+    e:BaseException,       # That ended it
+)->str:
+    "What to lower, and by how much, after a run was out of memory"
+    said = f"out of memory ({str(e).splitlines()[0][:150] if str(e) else type(e).__name__})"
+    cuda = args.device.type=="cuda"
+    room = torch.cuda.get_device_properties(args.device).total_memory if cuda else None
+    try: advice = Planner(_model_config(args.policy)).advice(setting_of(args, _largest_image(args), "bfloat16" if cuda else "float32"), room)
+    except InputError as why: advice = f"lower tokens_per_forward, queries_per_sampling or max_pixels, or set gradient_checkpointing (no numbers, since {why})"
+    return f"{said}; {advice}"

@@ -33,7 +33,7 @@ SETTINGS = {
     'LoRA':replace(LORA, checkpointing=False),
     'LoRA, checkpointing':LORA,
     'LoRA, checkpointing, plain path':replace(LORA, shared=False),
-    'LoRA, checkpointing, 2 queries in a forward, top_p .9':replace(LORA, queries=2, queries_per_forward=2, top_p=.9),
+    'LoRA, checkpointing, 2 queries in a forward, top_p .9':replace(LORA, queries=2, tokens_per_forward=1000, top_p=.9),
     'LoRA in the tower too, checkpointing, 200 thousand pixels':replace(LORA, lora_vision=True, image_pixels=200_000),
     'LoRA, checkpointing, 10 thousand pixels, n 4, length 80':replace(LORA, image_pixels=10_000, n=4, length=80),
     'LoRA, checkpointing, 400 thousand pixels, length 8':replace(LORA, image_pixels=400_000, length=8),
