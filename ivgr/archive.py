@@ -7,7 +7,7 @@ __all__ = ['Reference', 'Archive', 'judge_groups', 'reward_stats', 'score_groups
 
 # %% ../nbs/06_archive.ipynb #2b936d6e
 import json,math,warnings
-from collections.abc import Iterable,Mapping,Sequence
+from collections.abc import Callable,Iterable,Mapping,Sequence
 from dataclasses import asdict,dataclass,fields
 from pathlib import Path
 from typing import Any
@@ -228,18 +228,20 @@ def score_groups(
     weights:Mapping[str, float]|None=None,         # Of the parts in the paired streams; `WEIGHTS` by default
     single_weights:Mapping[str, float]|None=None,  # Of the parts in the single stream; `SINGLE_WEIGHTS` by default
     rules:Mapping[str, str]|None=None,             # Which rule decides about the answers to which questions; see `read_rules`
+    everyone:Callable[[list], list]=list,          # With several processes: makes a list of theirs, in one order, of each one's list
 )->dict[str, float]:                               # Numbers for the log
     "Fill in the reward of every rollout, in the paper's order"
     for g in groups:
         for r in g.rollouts: r.reward = base_reward(r, g.sample, g.frame, g.image_size, rules)
-    news = [archive.update(g, step) for g in groups]
+    news = [archive.update(g, step) for g in everyone(groups)]
     scores = judge_groups(groups, archive, judge)
-    updates = sum(new|archive.update(g, step) for new,g in zip(news, groups)) # open answers are known to be right only now
     for g in groups:
         for stream in Stream:
             rs = g.of(stream)
             w = (SINGLE_WEIGHTS if single_weights is None else single_weights) if stream==Stream.SINGLE else weights
             for r,total in zip(rs, totals([r.reward for r in rs], w).tolist()): r.reward.total = total
+    groups,scores = everyone(groups),everyone(scores)
+    updates = sum(new|archive.update(g, step) for new,g in zip(news, groups)) # open answers are known to be right only now
     stats = reward_stats(groups)|{"archive/size": len(archive), "archive/updates": updates, "judge/pairs": len(scores),
                                   "judge/missing": scores.count(None)}
     ids = [g.sample.id for g in groups if g.sample.paired]

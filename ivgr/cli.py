@@ -143,7 +143,7 @@ def _train(argv):
         from ivgr.plan import memory_advice,out_of_memory
         if out_of_memory(e): raise InputError(f"{memory_advice(args, e)}\nwhat was saved before is untouched, go on with --resume") from None
         raise
-    print(f"policy saved in {args.output_dir}")
+    if args.process_index==0: print(f"policy saved in {args.output_dir}")
 
 def _judge_check(argv):
     from ivgr.core import write_atomic
@@ -241,7 +241,7 @@ def _plan(argv):
     p,said = _parser("plan", "Say what a training step needs, and what fits a card. Reads config.json only."),docments(Setting)
     p.add_argument("--model", required=True, help="directory with the model's config.json, or hub name")
     for f in fields(Setting):
-        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type)
+        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=int if f.type==int|None else f.type)
         p.add_argument("--"+f.name.replace("_", "-"), default=f.default, help=said[f.name], **kind)
     p.add_argument("--cards", type=float, nargs="+", default=list(CARDS), help="memory of the cards that are asked about, in GB")
     p.add_argument("--tflops", type=float, default=None, help="what a card really does in a second; adds the least time that a step can take")
@@ -282,3 +282,7 @@ def main(
         print(f"\nivgr {command}: stopped; go on with --resume", file=sys.stderr)
         return 130
     return 2
+
+# %% ../nbs/26_cli.ipynb #4001ac30
+#| eval: false
+if __name__=="__main__": sys.exit(main())
