@@ -161,7 +161,7 @@ def test_equal_pairs_are_asked_once():
 def test_inside_a_running_loop():
     async def main(): return judge_at(server.url)(some(3))
     with FaultServer() as server: assert check(some(3), asyncio.run(main()))==0
-    assert not [t for t in threading.enumerate() if t.name=="judge"]
+    assert not [t for t in threading.enumerate() if t.name=="requests"]
 
 CHILD = """
 import json,signal,sys
