@@ -6,7 +6,7 @@ every branch, the one method that asks it for them returns given numbers; all th
 import pytest
 import torch
 
-from ivgr.loss import group_advantages, policy_loss
+from ivgr.loss import group_advantages, importance_weights, policy_loss
 
 trl = pytest.importorskip('trl', minversion='1.16', reason="TRL is the oracle here, and is needed for this test only")
 
@@ -55,18 +55,20 @@ def configure(trainer, monkeypatch, clip_low, clip_high, dual_clip, beta, loss_t
     for k,v in dict(delta=dual_clip, use_bias_correction_kl=corrected).items(): monkeypatch.setattr(trainer.args, k, v)
 
 
-def theirs(trainer, monkeypatch, b, clip_low, clip_high, dual_clip, beta, loss_type, n_tokens=None, corrected=False):
+def theirs(trainer, monkeypatch, b, clip_low, clip_high, dual_clip, beta, loss_type, n_tokens=None, corrected=False, weights=None):
     "Value, gradient and metrics of TRL's loss on these tensors"
     configure(trainer, monkeypatch, clip_low, clip_high, dual_clip, beta, loss_type, corrected)
     logp = b['logp'].detach().requires_grad_()
     monkeypatch.setattr(trainer, '_get_per_token_logps_and_entropies',
                         lambda *args, **kw: (logp, torch.zeros_like(logp), None))  # no entropies, no auxiliary loss
+    monkeypatch.setattr(trainer, 'use_vllm', weights is not None)
     trainer._metrics['train'].clear()
     mask = b['mask'].long()
     ids = torch.ones_like(mask)
     loss = trainer.compute_loss(trainer.model, dict(prompt_ids=ids, prompt_mask=ids, completion_ids=ids,
         completion_mask=mask, advantages=b['advantages'], old_per_token_logps=b['old_logp'],
-        ref_per_token_logps=b['ref_logp'], num_items_in_batch=mask.sum() if n_tokens is None else n_tokens))
+        ref_per_token_logps=b['ref_logp'], num_items_in_batch=mask.sum() if n_tokens is None else n_tokens)
+        | ({} if weights is None else dict(importance_sampling_ratio=weights)))
     grad, = torch.autograd.grad(loss, logp)
     return loss.detach(), grad, {k: v[-1] for k,v in trainer._metrics['train'].items()}
 
@@ -98,6 +100,19 @@ def test_same_value_gradient_and_metrics(trainer, monkeypatch, setting, loss_typ
         assert stats[k].item() == pytest.approx(metrics[v])
     if setting['beta']: assert stats['kl'].item() == pytest.approx(metrics['kl'])
     if spread==1 and setting['dual_clip']==3: assert min(stats[k] for k in ('clip_low', 'clip_high', 'clip_dual'))>.01
+
+
+@pytest.mark.parametrize('setting', [s for s in SETTINGS if not s['beta']], ids=str)  # TRL's KL term has no weights
+def test_same_importance_weights(trainer, monkeypatch, setting):
+    b = tensors()
+    sampler = b['old_logp']+torch.randn(b['old_logp'].shape, dtype=torch.float64)
+    weights = (b['old_logp']-sampler).exp().clamp(max=2.)   # as in TRL's mode `token_truncate`
+    assert trainer.vllm_importance_sampling_correction
+    want = theirs(trainer, monkeypatch, b, **setting, loss_type='dapo', weights=weights)
+    loss,grad,_ = ours(b|dict(weights=importance_weights(b['old_logp'], sampler)), **setting)
+    close(loss, want[0])
+    close(grad, want[1])
+    assert not torch.allclose(grad, ours(b, **setting)[1])
 
 
 @pytest.mark.parametrize('setting', SETTINGS, ids=str)
