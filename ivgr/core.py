@@ -66,12 +66,13 @@ class Rollout:
     "One sampled reply"
     stream: Stream                 # The prompt that it answers
     tokens: list[int]              # Sampled token ids, the end token included when there was one
-    logps: list[float]             # Log-probability of each token at the moment of sampling
+    logps: list[float]             # Log-probability of each token under the policy that learns, as it was at the moment of sampling
     text: str                      # The tokens as text, special tokens removed
     truncated: bool = False        # Stopped by the length limit, not by an end token
     parsed: Parsed|None = None     # What the reader made of the text
     reward: Reward|None = None     # Filled in by scoring
     reference: list[float]|None = None # Log-probability of each token under the reference policy; None where there is no KL term
+    weights: list[float]|None = None   # Importance weight of each token that another engine sampled; None: sampled by the policy itself
 
 # %% ../nbs/00_core.ipynb #950b5a71
 @dataclass
