@@ -8,6 +8,8 @@ FAULTS = ["500", "503-later", "429", "hang", "drip", "cut", "cut-body", "invalid
           "huge", "no-logprobs", "latency", "401"]
 LASTING = {"empty", "prose", "article", "wrong-label", "huge", "no-logprobs", "401"}  # asking again is no use: missing
 
+ERROR = '{"error": {"message": "told to fail"}}'
+
 def label(user): return "ABCD"[hashlib.sha256(user.encode()).digest()[0]%4]
 
 def truth(pair, expect=True):
@@ -68,28 +70,35 @@ class FaultServer:
             return await self._answer(writer, request, self.fault(i), head[0])
         finally: self.open -= 1
 
-    async def _answer(self, writer, request, fault, line):
-        def send(body, status="200 OK", *more, length=None):
-            body = body if isinstance(body, bytes) else body.encode()
-            fields = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {length or len(body)}", *more]
-            writer.write("\r\n".join([*fields, "", ""]).encode()+body)
+    def answer(self, request, path, fault):
+        "Status and body where the connection does as it should; a fault may be one of the content"
         def reply(text, first=None, other="?", logprobs=True):
             top = [dict(token=first or text, logprob=math.log(.9)), dict(token=other, logprob=math.log(.1))]
             told = dict(content=[dict(token=first or text, logprob=math.log(.9), top_logprobs=top)])
             choice = dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text),
                           logprobs=told if logprobs and request.get("logprobs") else None)
-            return json.dumps(dict(id="x", object="chat.completion", created=0, model=request["model"], choices=[choice]))
-        if not line.startswith("POST /v1/chat/completions "): fault = "404"
+            return "200 OK",json.dumps(dict(id="x", object="chat.completion", created=0, model=request["model"], choices=[choice]))
+        if path!="/v1/chat/completions": return "404 Not Found",ERROR
         l = label(request["messages"][1]["content"])
-        right = reply(l, other="BCDC"["ABCD".index(l)])
-        error = '{"error": {"message": "told to fail"}}'
+        if fault=="empty": return reply("", first="D")
+        if fault=="prose": return reply("Score: 1.0. The candidate says the same.", first="Score")
+        if fault=="article": return reply("A contradiction", first="A", other="B")
+        if fault=="wrong-label": return reply("E", other="A")
+        if fault=="huge": return reply("A"*1_000_000, first="A")
+        if fault=="no-logprobs": return reply(l, logprobs=False)
+        return reply(l, other="BCDC"["ABCD".index(l)])
+
+    async def _answer(self, writer, request, fault, line):
+        def send(body, status="200 OK", *more, length=None):
+            body = body if isinstance(body, bytes) else body.encode()
+            fields = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {length or len(body)}", *more]
+            writer.write("\r\n".join([*fields, "", ""]).encode()+body)
+        status,right = self.answer(request, line.split()[1], fault)
         if fault=="latency": await asyncio.sleep(.1)
-        if fault in (None, "latency"): send(right)
-        elif fault=="500": send(error, "500 Internal Server Error")
-        elif fault=="503-later": send(error, "503 Service Unavailable", "Retry-After: 0.2")
-        elif fault=="429": send(error, "429 Too Many Requests", "Retry-After: 0.2")
-        elif fault=="401": send(error, "401 Unauthorized")
-        elif fault=="404": send(error, "404 Not Found")
+        if fault=="500": send(ERROR, "500 Internal Server Error")
+        elif fault=="503-later": send(ERROR, "503 Service Unavailable", "Retry-After: 0.2")
+        elif fault=="429": send(ERROR, "429 Too Many Requests", "Retry-After: 0.2")
+        elif fault=="401": send(ERROR, "401 Unauthorized")
         elif fault=="hang": await asyncio.sleep(60)
         elif fault=="drip":
             send(right[:1], length=len(right))
@@ -106,13 +115,7 @@ class FaultServer:
             return False
         elif fault=="invalid": send(right[:-9])
         elif fault=="shape": send('{"choices": [], "score": 1.0}')
-        elif fault=="empty": send(reply("", first="D"))
-        elif fault=="prose": send(reply("Score: 1.0. The candidate says the same.", first="Score"))
-        elif fault=="article": send(reply("A contradiction", first="A", other="B"))
-        elif fault=="wrong-label": send(reply("E", other="A"))
-        elif fault=="huge": send(reply("A"*1_000_000, first="A"))
-        elif fault=="no-logprobs": send(reply(l, logprobs=False))
-        else: raise ValueError(fault)
+        else: send(right, status)
         await writer.drain()
         return True
 
