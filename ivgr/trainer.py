@@ -8,7 +8,7 @@ __all__ = ['DualStreamConfig', 'advantages', 'forwards', 'share_of', 'joined', '
 
 # %% ../nbs/16_trainer.ipynb #3def080a
 import copy,json,time
-from collections.abc import Sequence
+from collections.abc import Callable,Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager,nullcontext
 from dataclasses import asdict,dataclass,field,replace
@@ -34,6 +34,7 @@ from .policy_judge import JUDGES,frozen_base,make_judge
 from .qlora import LoraSettings,add_lora,check_trainable
 from .rewards import read_rules
 from .sampler import QuerySampler,make_groups,sample_rollouts
+from .server import RolloutConfig,RolloutServer
 from .sft import claim_output
 from .tree import Policy,Query,encode,grow,packs,token_logps
 
@@ -185,10 +186,11 @@ class DualStreamTrainer(Trainer):
         args:DualStreamConfig,        # Settings
         samples:Sequence[Sample],     # Queries: `Samples`, or any sequence of them
         judge:Judge|None=RubricJudge(), # Scores consistency; None: no such term
+        sampler:Callable=sample_rollouts, # Samples rollouts: here, or a `RolloutServer`
         **kwargs,                     # For `transformers.Trainer`: callbacks, optimizers
     ):
         if not len(samples): raise InputError("there are no samples to train on")
-        self.policy,self.samples,self.judge,self.archive = policy,samples,judge,Archive(args.tau)
+        self.policy,self.samples,self.judge,self.sampler,self.archive = policy,samples,judge,sampler,Archive(args.tau)
         paired = samples.paired if hasattr(samples, "paired") else [s.paired for s in samples]
         size = args.per_device_train_batch_size*args.world_size
         self.order = QuerySampler(paired, size, args.single_share, args.seed)
@@ -290,8 +292,8 @@ def sample(self:DualStreamTrainer,
     key = (a.seed, "rollouts", batch)+((a.process_index,) if a.process_index else ())
     generator = torch.Generator(self.policy.device).manual_seed(rng_for(*key).getrandbits(63))
     with self.accelerator.autocast():
-        return [rs for i in range(0, len(queries), n) for rs in sample_rollouts(self.policy, queries[i:i+n], a.n_rollouts, a.max_new_tokens,
-                                                                                a.temperature, a.top_p, generator, a.share_prefix)]
+        return [rs for i in range(0, len(queries), n) for rs in self.sampler(self.policy, queries[i:i+n], a.n_rollouts, a.max_new_tokens,
+                                                                               a.temperature, a.top_p, generator, a.share_prefix)]
 
 @patch
 def roll_out(self:DualStreamTrainer,
@@ -304,6 +306,7 @@ def roll_out(self:DualStreamTrainer,
     groups = make_groups(queries, self.sample(queries, batch))
     sampled = time.perf_counter()
     stats = self.score(queries, groups, batch)
+    if hasattr(self.sampler, "report"): stats |= {f"rollout/{k}":v for k,v in self.sampler.report().items()}
     values,_ = advantages(groups)
     everyones = self.everyone_light(groups)
     theirs,dead = advantages(everyones)
@@ -334,12 +337,13 @@ def update_loss(self:DualStreamTrainer,
     with self.accelerator.autocast(): logps,mask = token_logps(self.policy.model, queries, rollouts, a.share_prefix, a.temperature, self.policy.banned)
     def spread(values): return torch.zeros_like(logps).masked_scatter(mask, torch.tensor([v for vs in values for v in vs], device=logps.device))
     old,reference = spread(r.logps for r in flat),spread(r.reference for r in flat) if a.beta else None
+    weights = spread(r.weights for r in flat) if flat[0].weights else None
     advantage = torch.tensor([v for vs in values for v in vs], device=logps.device)
     loss = 0.
     for stream in dict.fromkeys(r.stream for r in flat):
         rows = torch.tensor([r.stream==stream for r in flat], device=logps.device)
         part,stats = policy_loss(logps[rows], old[rows], advantage[rows], mask[rows], None if reference is None else reference[rows],
-                                 a.clip_low, a.clip_high, a.dual_clip, a.beta, n_tokens)
+                                 a.clip_low, a.clip_high, a.dual_clip, a.beta, n_tokens, None if weights is None else weights[rows])
         loss = loss+part
         self.note({f"{stream}/{k}":v for k,v in stats.items() if k!="tokens"}, int(stats["tokens"]))
     return loss
@@ -365,9 +369,9 @@ def add_up(self:DualStreamTrainer,
 @patch
 @contextmanager
 def saving_when_stopped(self:DualStreamTrainer):
-    "Inside: Ctrl-C leaves a checkpoint of the last finished step"
+    "Inside: Ctrl-C and a lost server leave a checkpoint of the last finished step"
     try: yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ConnectionError):
         step = self.state.global_step
         new = step and not step%self.args.updates_per_rollout and not (Path(self.args.output_dir)/f"checkpoint-{step}").exists()
         if new: self._save_checkpoint(self.model, None)
@@ -441,6 +445,7 @@ def train(
     resume:bool|str=False, # Go on from the last complete checkpoint in `output_dir`, or from the one of this name
     progress:bool=True,    # Show a progress bar
     endpoint:EndpointConfig|None=None, # Where the judge is, if it is on a server; None: the environment says
+    rollouts:RolloutConfig|None=None,  # Where rollouts are sampled; None: here
 )->Policy:                 # Trained; also saved in `output_dir`
     "Everything that `ivgr train` does"
     samples = Samples(args.data)
@@ -449,10 +454,13 @@ def train(
     if args.lora: policy = add_lora(policy, args.lora, args.seed)
     check_trainable(policy, args.beta)
     args.disable_tqdm = True  # RunFiles shows our own bar
-    trainer = DualStreamTrainer(policy, args, samples, make_judge(args.judge, policy, endpoint))
+    sampler = RolloutServer(rollouts, Path(args.output_dir)/"adapters") if rollouts else sample_rollouts
+    trainer = DualStreamTrainer(policy, args, samples, make_judge(args.judge, policy, endpoint), sampler)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunFiles(progress))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try: trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        if rollouts: sampler.close()
     trainer.save_model()
     policy.model.eval()
     return policy
