@@ -124,21 +124,30 @@ def _sft(argv):
     cold_start(args, flags.resume)
     print(f"policy saved in {args.output_dir}")
 
-def _endpoint_names(): # The key is for the environment alone
-    from ivgr.endpoint import EndpointConfig
-    return EndpointConfig,[f.name for f in fields(EndpointConfig) if f.name!="key"]
+def _server_flags(parser, cls, prefix): # The key is for the environment alone
+    _add_fields(parser, cls, [f.name for f in fields(cls) if f.name!="key"], prefix)
 
-def _judge_flags(parser): _add_fields(parser, *_endpoint_names(), "judge_")
+def _server(cls, flags, prefix): return cls(**{f.name:getattr(flags, prefix+f.name) for f in fields(cls) if f.name!="key"})
+
+def _judge_flags(parser):
+    from ivgr.endpoint import EndpointConfig
+    _server_flags(parser, EndpointConfig, "judge_")
 
 def _endpoint(judge, flags): # Only where it is needed: without an address it is an error
-    if judge!="endpoint": return None
-    cls,names = _endpoint_names()
-    return cls(**{k:getattr(flags, "judge_"+k) for k in names})
+    from ivgr.endpoint import EndpointConfig
+    return _server(EndpointConfig, flags, "judge_") if judge=="endpoint" else None
+
+def _train_flags(parser):
+    from ivgr.server import RolloutConfig
+    _judge_flags(parser)
+    _server_flags(parser, RolloutConfig, "rollout_")
 
 def _train(argv):
+    from ivgr.server import RolloutConfig
     from ivgr.trainer import DualStreamConfig,train
-    args,flags = read_settings(DualStreamConfig, argv, "ivgr train", "Train a policy with dual-stream GRPO.", _judge_flags)
-    try: train(args, flags.resume, endpoint=_endpoint(args.judge, flags))
+    args,flags = read_settings(DualStreamConfig, argv, "ivgr train", "Train a policy with dual-stream GRPO.", _train_flags)
+    rollouts = _server(RolloutConfig, flags, "rollout_") if flags.rollout_url else None
+    try: train(args, flags.resume, endpoint=_endpoint(args.judge, flags), rollouts=rollouts)
     except (RuntimeError, MemoryError) as e:
         from ivgr.plan import memory_advice,out_of_memory
         if out_of_memory(e): raise InputError(f"{memory_advice(args, e)}\nwhat was saved before is untouched, go on with --resume") from None
