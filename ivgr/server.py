@@ -88,6 +88,7 @@ def read_rollouts(
     try:
         answer = json.loads(answer)
         choices,seen = sorted(answer["choices"], key=lambda c: c["index"]),answer.get("prompt_token_ids")
+        must(choices, "no reply came")
         must(seen and all(c.get("token_ids") for c in choices), "the answer has no token ids: a vLLM of 0.10.2 or later gives them", "unreadable")
         must(all((c.get("logprobs") or {}).get("content") for c in choices), "the answer has no log-probabilities", "unreadable")
         if seen!=prompt:
