@@ -7,7 +7,7 @@ __all__ = ['HELP', 'seen_images', 'chat', 'rollout_request', 'read_rollouts', 'R
 
 # %% ../nbs/15_server.ipynb #932f3dac
 import asyncio,base64,json,shutil,time,uuid
-from collections.abc import Collection,Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -71,7 +71,7 @@ def rollout_request(
                 logit_bias={str(i):-100 for i in policy.banned},
                 top_k=-1, min_p=0., repetition_penalty=1., presence_penalty=0., frequency_penalty=0.)
 
-# %% ../nbs/15_server.ipynb #3e905ac7
+# %% ../nbs/15_server.ipynb #9021e826
 def read_rollouts(
     answer:str,             # Of the server, as it came
     prompt:list[int],       # The prompt's token ids, as the policy reads it
@@ -83,7 +83,7 @@ def read_rollouts(
     "The replies in a server's answer; `Failed` says what is not as it must be"
     def must(ok, what, kind="invalid"):
         if not ok: raise Failed(kind, what)
-    t,stops = policy.tokenizer,policy.model.generation_config.eos_token_id
+    t,stops,vocabulary = policy.tokenizer,policy.model.generation_config.eos_token_id,policy.config.get_text_config().vocab_size
     ends = {t.eos_token_id, *(stops if isinstance(stops, list) else [stops])}
     try:
         answer = json.loads(answer)
@@ -102,7 +102,7 @@ def read_rollouts(
             must(end in ("stop", "length"), f"a reply ended by {end!r}")
             must(len(ids)==len(logps), f"{len(logps)} log-probabilities for {len(ids)} tokens")
             must(len(ids)<=max_new_tokens, f"{len(ids)} tokens, more than {max_new_tokens}")
-            must(all(is_whole(i, 0) and i<len(t) and i not in policy.banned for i in ids), "a token that can't be sampled")
+            must(all(is_whole(i, 0) and i<vocabulary and i not in policy.banned for i in ids), "a token that can't be sampled")
             must(all(is_number(l) and l<=1e-3 for l in logps), "a log-probability that is none")
             must(end=="length" or ids[-1] in ends, "a reply that stopped without an end token")
             out.append(Rollout(stream, ids, logps, t.decode(ids, skip_special_tokens=True), truncated=end=="length"))

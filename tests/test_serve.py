@@ -1,6 +1,6 @@
-"""`EndpointJudge` against `transformers serve`: a real server and a real, if meaningless, model, made here.
+"""`EndpointJudge` and `RolloutServer` against `transformers serve`: a real server and a real, if meaningless, model, made here.
 
-The model is a Qwen2 of random weights whose last layer is solved by least squares, so that it gives the replies of `CHAINS` and no
+The judge's model is a Qwen2 of random weights whose last layer is solved by least squares, so that it gives the replies of `CHAINS` and no
 others: a score is right only if the rubric and the pair have reached the model token by token, and the reply has come back to its pair."""
 import json,os,socket,subprocess,sys,time,urllib.request,warnings
 from contextlib import contextmanager
@@ -11,8 +11,15 @@ from tokenizers import Tokenizer,decoders,models,pre_tokenizers,trainers
 from transformers import PreTrainedTokenizerFast,Qwen2Config,Qwen2ForCausalLM
 from transformers.utils.import_utils import is_serve_available
 
+from ivgr.core import InputError
+from ivgr.data import Samples,write_needle
 from ivgr.endpoint import RUBRIC,EndpointConfig,EndpointJudge,judge_messages
 from ivgr.judge import Pair
+from ivgr.policy import load_policy,save_policy
+from ivgr.qlora import LoraSettings,add_lora
+from ivgr.sampler import sample_rollouts
+from ivgr.server import RolloutConfig,RolloutServer,chat,rollout_request
+from ivgr.tree import encode
 
 pytestmark = pytest.mark.skipif(not is_serve_available(),
                                 reason="the server's packages are not installed: pip install 'transformers[serving]'")
@@ -72,12 +79,12 @@ main()
 """
 
 @contextmanager
-def serving(folder, *flags):
-    "The API's address and the log of a server for the model in `folder`/judge"
+def serving(folder, *flags, model="judge", start=START):
+    "The API's address and the log of a server for the model in a directory of `folder`"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-c", START, "serve", "judge", "--host=127.0.0.1", f"--port={port}", "--device=cpu", *flags]
+    command = [sys.executable, "-c", start, "serve", model, "--host=127.0.0.1", f"--port={port}", "--device=cpu", *flags]
     log = folder/f"{port}.log"
     with log.open("w") as out:
         server = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
@@ -179,3 +186,42 @@ def test_batched_cached_and_gone(folder, tmp_path):
         assert "CB: True" in log.read_text() and KEY not in log.read_text()
     scores,r,loud = ask(judge_at(url, cache=tmp_path), PAIRS+[TORN])
     assert scores==SCORES+[None] and r["failed/connection"]==r["calls"]==2 and len(loud)==1
+
+# The shipped policy has an image processor and a tokenizer, but no processor of both, which would want torchvision for videos.
+READER = """
+from transformers import AutoImageProcessor,AutoProcessor,AutoTokenizer,ProcessorMixin
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+class Reader(ProcessorMixin):
+    return_mm_token_type_ids,replace_image_token = True,Qwen3VLProcessor.replace_image_token
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        self.image_token,self.image_token_id = "<|image_pad|>",tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+AutoProcessor.from_pretrained = lambda name, **kw: Reader(AutoImageProcessor.from_pretrained(name), AutoTokenizer.from_pretrained(name))
+"""+START
+
+def test_rollouts_as_far_as_this_server_goes(tmp_path, monkeypatch):
+    "Images and prompts arrive: as many tokens as ours, and the same greedy reply. The rest it can't do, and we say so"
+    policy = load_policy(device="cpu")
+    save_policy(policy, tmp_path/"tiny")
+    write_needle(tmp_path, "train", 3, progress=False)
+    queries = [encode(policy, s) for s in Samples(tmp_path)]
+    greedy = sample_rollouts(policy, queries, 1, 80, temperature=0)
+    with serving(tmp_path, model="tiny", start=READER) as (url, log):
+        for q,(*rollouts,) in zip(queries, greedy):
+            for r in rollouts:
+                body = dict(model="tiny", messages=chat(policy, q, r.stream), max_tokens=80, temperature=0)
+                request = urllib.request.Request(url+"/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=60) as f: answer = json.load(f)
+                assert answer["usage"]["prompt_tokens"]==len(q.trunk)+len(q.branches[r.stream])
+                m = answer["choices"][0]["message"]             # the reasoning is taken out of the text
+                assert f"<think>{m['reasoning_content']}</think>{m['content']}"==r.text
+        sampler = RolloutServer(RolloutConfig(url=url, key=KEY, retries=1, backoff=.05), tmp_path/"adapters")
+        lora = add_lora(policy, LoraSettings(rank=4))
+        with pytest.raises(InputError, match="load_lora_adapter.*HTTP 404.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"): sampler(lora, queries, 2, 40)
+        async def loaded(name, client): pass                # as if it took adapters
+        monkeypatch.setattr(sampler, "_load", loaded)
+        with pytest.raises(InputError, match="HTTP 422.*return_token_ids"): sampler(lora, queries, 2, 40)
+        plain = ("model", "messages", "max_tokens", "temperature", "seed", "logprobs", "n")
+        monkeypatch.setattr("ivgr.server.rollout_request", lambda *a: {k:v for k,v in (rollout_request(*a)|dict(model="tiny")).items() if k in plain})
+        with pytest.raises(InputError, match="has no token ids"): sampler(lora, queries, 2, 40)
+        assert KEY not in log.read_text()
