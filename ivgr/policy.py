@@ -26,7 +26,7 @@ from .boxes import FAMILIES
 from .core import InputError
 from .data import COLOURS,COLUMNS,LETTERS,ROWS
 from .prompts import Prompts
-from .tree import Policy,packs
+from .tree import ATTENTIONS,Policy,packs
 
 # %% ../nbs/09_policy.ipynb #fd182b74
 SHIPPED = "tiny"  # The name under which the policy inside the package is loaded
@@ -82,7 +82,7 @@ def _load_model(source, dtype, device, attn_implementation, quantise):
     config = AutoConfig.from_pretrained(source)
     how = dict(quantization_config=quantisation(config, quantise, dtype)) if quantise else {}
     if quantise==8: logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every layer of every forward
-    try: model,info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True,
+    try: model,info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, attn_implementation="eager" if attn_implementation=="eager" else "sdpa", use_safetensors=True,
                                                                  device_map={"":device}, output_loading_info=True, **how)
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as e:
         if isinstance(e, torch.OutOfMemoryError): raise
@@ -90,6 +90,7 @@ def _load_model(source, dtype, device, attn_implementation, quantise):
     if info["missing_keys"]:
         raise InputError(f"the weights of {source!r} lack {len(info['missing_keys'])} of the model's, such as {min(info['missing_keys'])!r}: "
                          "the download or copy is incomplete, or it is another model's")
+    if attn_implementation in ATTENTIONS and packs(model): model.set_attn_implementation(dict(text_config=attn_implementation))
     return model
 
 # %% ../nbs/09_policy.ipynb #7e40f998
@@ -116,13 +117,13 @@ def load_policy(
     name_or_path:str|Path=SHIPPED, # A directory, a hub name, or `tiny` for the policy inside the package; of a model or of an adapter
     dtype:torch.dtype|None=None,   # Of the weights; default float32 on a CPU, bfloat16 on a GPU
     device:str|None=None,          # Default the GPU if there is one
-    attn_implementation:str="sdpa",# Must accept a mask of one's own: `sdpa` or `eager`
+    attn_implementation:str="tree",# Of the language model: `tree` (our masks, in two parts), `flex` (FlexAttention, for a GPU), `sdpa` or `eager`
     max_pixels:int|None=None,      # Larger images are shrunk to this many pixels; default as the policy has it
     quantise:int|None=None,        # Hold the language model in 4 or 8 bits; see `quantisation`
 )->Policy:
     "Load a policy; an adapter's base is loaded with it, and it stays trainable"
-    if attn_implementation not in ("sdpa", "eager"):
-        raise InputError(f"attn_implementation={attn_implementation!r}: the prefix tree needs one that takes a mask; choose sdpa or eager")
+    if attn_implementation not in (*ATTENTIONS, "sdpa", "eager"):
+        raise InputError(f"attn_implementation={attn_implementation!r}: the prefix tree needs one that takes a mask; choose tree, flex, sdpa or eager")
     source = str(files("ivgr")/"assets"/"tiny") if str(name_or_path)==SHIPPED else str(name_or_path)
     device = device or (f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -218,6 +219,7 @@ def tiny_policy(
     torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=.6)
     torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=1.)
     for layer in model.model.language_model.layers: layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+    model.set_attn_implementation(dict(text_config="tree"))
     model.generation_config.eos_token_id,model.generation_config.pad_token_id = tok.eos_token_id,tok.pad_token_id
     images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, image_mean=[.92]*3, image_std=[.3]*3,
                                       size=dict(shortest_edge=32*32, longest_edge=512*512))

@@ -86,7 +86,7 @@ class DualStreamConfig(TrainingArguments):
     lora_merger:bool = _setting(False, "Adapt what joins patches into visual tokens too")
     rslora:bool = _setting(False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
     dora:bool = _setting(False, "Adapt length and direction of weights apart (DoRA); slower")
-    attn_implementation:str = _setting("sdpa", "How attention is computed: sdpa or eager")
+    attn_implementation:str = _setting("tree", "How attention is computed: tree, flex (long replies on a GPU), sdpa or eager")
     dtype:str|None = _setting(None, "Of weights that are not quantised: float32 or bfloat16, in which small steps of a full fine-tune are lost; "
                               "default bfloat16 on a GPU, float32 elsewhere")
     remove_unused_columns:bool = False
