@@ -1,0 +1,29 @@
+"""What a step costs is counted, not timed: tokens into the language model, images into the vision tower, forwards of each."""
+import pytest
+import torch
+
+from ivgr.bench import Case, bench_policy, bench_samples, ideal_tokens, measure_step, ours
+from ivgr.tree import encode
+
+
+@pytest.fixture(params=[dict(), dict(queries=2), dict(n=3, length=5), dict(lora_rank=4, checkpointing=True)], ids=str)
+def case(request): return Case(**dict(side=4, n=2, length=3) | request.param)
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_every_token_and_image_once(case, shared, tmp_path):
+    torch.set_num_threads(1)
+    policy = bench_policy(case, tmp_path)
+    queries = [encode(policy, s) for s in bench_samples(policy, case)]
+    arm = ours(case, policy, str(tmp_path), shared)
+    found = measure_step(arm)
+    leaves = 2*case.n*case.queries
+    if shared: tokens,images = sum(ideal_tokens(q, case.n, case.length) for q in queries),case.queries
+    else:
+        tokens = sum(case.n*(len(q.trunk)+len(b)+case.length) for q in queries for b in q.branches.values())
+        images = leaves
+    fed = found['tokens']
+    assert fed['sampling']+fed['decoding']==tokens-leaves  # nothing follows the last token of a reply
+    assert fed['decoding']==leaves*(case.length-1)
+    assert fed['reference']==fed['update']==tokens
+    assert found['images']==dict(sampling=images, reference=images, update=images)
