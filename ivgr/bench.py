@@ -203,7 +203,7 @@ def ours(
     device,samples = str(policy.device),bench_samples(policy, case)
     if case.lora_rank: policy = add_lora(policy, LoraSettings(case.lora_rank))
     args = DualStreamConfig(output_dir=folder, use_cpu=device=="cpu", n_rollouts=case.n, max_new_tokens=case.length, per_device_train_batch_size=case.queries,
-                            queries_per_forward=1, share_prefix=shared, gradient_checkpointing=case.checkpointing, bf16=False, seed=case.seed, **SETTINGS)
+                            tokens_per_forward=1, share_prefix=shared, gradient_checkpointing=case.checkpointing, bf16=False, seed=case.seed, **SETTINGS)
     trainer = _Ours(policy, args, samples, judge=None)
     meter = Meter(*filter(None, (policy.model, trainer.reference)), device=device)
     for phase,name in (("sampling", "roll_out"), ("other", "score"), ("reference", "reference_logps")):

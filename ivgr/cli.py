@@ -284,12 +284,8 @@ COMMANDS = {"demo":(_demo, "watch the shipped policy improve, in minutes"),
             "sft":(_sft, "cold start: fine-tune on traces in both formats"),
             "train":(_train, "train a policy with dual-stream GRPO"),
             "plan":(_plan, "what a training step needs, and what fits a card"),
-<<<<<<< HEAD
-            "eval":(_eval, "accuracy and boxes of a policy, on a benchmark or on your own questions"),
-=======
             "bench":(_bench, "what a step costs, beside the plain path and TRL"),
-            "eval":(_eval, "accuracy and boxes of a policy on held-out questions"),
->>>>>>> eb8a701 (ivgr bench: a step beside the plain path and TRL, counted and timed by phase)
+            "eval":(_eval, "accuracy and boxes of a policy, on a benchmark or on your own questions"),
             "judge-check":(_judge_check, "how right a judge is, on pairs whose score is known")}
 
 def main(

@@ -684,7 +684,7 @@ def check_files(
 
 # %% ../nbs/12_sft.ipynb #7d3968ea
 FREE = {"output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit", "report_to", "completions",
-        "queries_per_forward", "share_prefix", "tokens_per_forward"}  # may change when a run goes on
+        "share_prefix", "tokens_per_forward"}  # may change when a run goes on
 
 def claim_output(
     args:TrainingArguments, # Settings; what `run.json` keeps of them are those that we declare, and the seed
@@ -692,7 +692,7 @@ def claim_output(
 )->Path|None:               # The checkpoint to go on from
     "Make sure that an output directory belongs to this run"
     out = Path(args.output_dir)
-    mine = {k:v for k,v in asdict(args).items() if k in own_settings(type(args))-FREE}|{"seed":args.seed}
+    mine = {k:v for k,v in asdict(args).items() if k in own_settings(type(args))-FREE}|{"seed":args.seed, "processes":args.world_size}
     found = {p.name:p for p in whole_checkpoints(out)}
     if isinstance(resume, str) and resume not in found:
         raise InputError(f"there is no whole checkpoint {resume!r} in {str(out)!r}: there are {', '.join(found) or 'none'}")
@@ -700,12 +700,12 @@ def claim_output(
     if checkpoint and not resume:
         raise InputError(f"{str(out)!r} holds a run already ({checkpoint.name}): go on with --resume, or choose another --output_dir")
     if resume and (out/"run.json").exists():
-        theirs = json.loads((out/"run.json").read_text())
+        theirs = {"processes":1}|json.loads((out/"run.json").read_text())
         if different := [f"{k} was {theirs.get(k)!r}, now {v!r}" for k,v in mine.items() if theirs.get(k)!=v]:
             raise InputError(f"{str(out)!r} holds another run's checkpoint: {'; '.join(different)}. Use its settings, or another --output_dir")
     if checkpoint: check_files(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out/"run.json", json.dumps(mine, indent=1))
+    if args.should_save: write_atomic(out/"run.json", json.dumps(mine, indent=1))  # one process does
     return checkpoint
 
 # %% ../nbs/12_sft.ipynb #d7be70e9
