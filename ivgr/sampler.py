@@ -153,10 +153,12 @@ def sample_rollouts(
     top_p:float=1.,              # Nucleus; see `choose`
     generator:torch.Generator|None=None, # Source of randomness, on the policy's device
     shared:bool=True,            # Prefill each query once; False: once a rollout, the plain path
+    together:int|None=None,      # Queries whose keys and values are held at once; None: all
 )->list[list[Rollout]]:          # For each query, stream by stream
     "Sample rollouts of every stream of every query"
     if n<1: raise InputError(f"n={n}: sample at least 1 rollout a stream")
     if max_new_tokens<1: raise InputError(f"max_new_tokens={max_new_tokens}: a reply needs at least 1 token")
+    if together is not None and together<1: raise InputError(f"together={together}: sample at least 1 query at a time")
     if temperature<0 or not 0<top_p<=1: raise InputError(f"temperature={temperature}, top_p={top_p}: choose temperature >= 0 and 0 < top_p <= 1")
     check_window(policy.model, max((len(q.trunk)+len(b) for q in queries for b in q.branches.values()), default=0)+max_new_tokens)
     training = policy.model.training
@@ -165,9 +167,11 @@ def sample_rollouts(
     try:
         for kind in dict.fromkeys(tuple(q.branches) for q in queries):   # queries with the same streams go together
             where = [i for i,q in enumerate(queries) if tuple(q.branches)==kind]
+            k = together or len(where)
+            parts = [where[i:i+k] for i in range(0, len(where), k)]
             if not packs(policy.model): jobs = [([i]*n, (s,), 1) for i in where for s in kind]
-            elif shared: jobs = [(where, kind, n)]
-            else: jobs = [([i for i in where for _ in range(n)], (s,), 1) for s in kind]
+            elif shared: jobs = [(part, kind, n) for part in parts]
+            else: jobs = [([i for i in part for _ in range(n)], (s,), 1) for part in parts for s in kind]
             for which,streams,k in jobs:
                 tokens,logps,done = _decode(policy, [queries[i] for i in which], streams, k, max_new_tokens, temperature, top_p, generator)
                 for b,i in enumerate(which):
