@@ -724,7 +724,7 @@ def plan_text(
 # %% ../nbs/22_plan.ipynb #509c9f27
 CARDS = (24, 48, 80, 141)  # GB
 LADDER = dict(image_pixels=[round(m*1e6) for m in (.1, .25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)], n=[2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64],
-              length=[64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192], tokens_per_forward=[round(2**(k/2)) for k in range(20, 39)])
+              length=[64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192], tokens_per_forward=[m<<k for k in range(9, 18) for m in (2, 3)])
 
 @patch
 def largest(self:Planner,
