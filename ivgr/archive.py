@@ -14,7 +14,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .core import Group,InputError,Stream,is_number,write_atomic
+from .core import Group,InputError,Rollout,Stream,is_number,write_atomic
 from .judge import SCORES,Judge,Pair,ask_judge,nearest
 from .rewards import SINGLE_WEIGHTS,base_reward,totals
 
@@ -33,13 +33,22 @@ class Reference:
             raise InputError(f"reference of {self.sample_id!r}: {name} must be {what}, got {getattr(self, name)!r}")
         need(isinstance(self.sample_id, str) and self.sample_id, "sample_id", "a text that is not empty")
         need(isinstance(self.text, str), "text", "a text")
-        in_range = is_number(self.box_reward) and 0<self.box_reward<1+1e-6  # an exact fit may round to just above 1
-        need(in_range, "box_reward", "a number above 0 and up to 1")
+        in_range = is_number(self.box_reward) and 0<=self.box_reward<1+1e-6  # an exact fit may round to just above 1
+        need(in_range, "box_reward", "a number from 0 to 1")
         need(isinstance(self.step, int) and not isinstance(self.step, bool), "step", "a whole number")
         row = lambda b: isinstance(b, (list, tuple)) and len(b)==4 and all(map(is_number, b))
         rows = isinstance(self.boxes, (list, tuple)) and all(map(row, self.boxes))
         need(rows, "boxes", "rows of four finite numbers")
         object.__setattr__(self, "boxes", tuple(map(tuple, self.boxes)))
+    @classmethod
+    def of(cls,
+           group:Group,     # A query
+           rollout:Rollout, # One of its grounded rollouts, scored
+           step:int         # Now
+           )->"Reference":
+        "What is kept of a rollout"
+        boxes = tuple(tuple(map(float, b)) for b in rollout.parsed.boxes)
+        return cls(group.sample.id, rollout.parsed.think, boxes, float(rollout.reward.parts["box"]), step)
 
 # %% ../nbs/06_archive.ipynb #9ddac1b7
 class Archive:
@@ -74,8 +83,7 @@ class Archive:
                 raise InputError(f"a rollout of {group.sample.id!r} has no reward yet: score it first")
             part = r.reward.parts
             if part["format"]==1 and part["accuracy"]==1 and part["box"]>self.tau:
-                boxes = tuple(tuple(map(float, b)) for b in r.parsed.boxes)
-                news |= self._offer(Reference(group.sample.id, r.parsed.think, boxes, float(part["box"]), step))
+                news |= self._offer(Reference.of(group, r, step))
         return news
 
 # %% ../nbs/06_archive.ipynb #3efd0091

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'nearest', 'Pair', 'Judge', 'check_pairs', 'ask_judge', 'Facts', 'without_boxes', 'read_facts', 'possible',
-           'contradicts', 'rubric_score', 'RubricJudge']
+           'contradicts', 'rubric_score', 'said', 'RubricJudge', 'FactCounts', 'count_facts', 'coverage_score',
+           'facts_score', 'NoisyJudge', 'DoubtfulJudge']
 
 # %% ../nbs/05_judge.ipynb #3766413d
 import re
-from collections.abc import Sequence
+from collections.abc import Callable,Sequence
 from functools import lru_cache
 from graphlib import CycleError,TopologicalSorter
 from typing import NamedTuple,Protocol
 
-from .core import InputError,is_number
+from .core import InputError,is_number,rng_for
 
 # %% ../nbs/05_judge.ipynb #2ad7d8a5
 SCORES = (0., .3, .7, 1.)  # Contradicts; missing and extra; missing or extra; says the same
@@ -158,18 +159,119 @@ def rubric_score(
     return {0: 1., 1: .7, 2: .3}[missing+extra]
 
 # %% ../nbs/05_judge.ipynb #69984157
-_read,_score = (lru_cache(maxsize=1<<14)(f) for f in (read_facts, rubric_score))
+_read = lru_cache(maxsize=1<<14)(read_facts)
+
+def said(
+    question:str, # Tells what "its" means where the text doesn't
+    text:str,     # A reasoning about it
+)->Facts:
+    "What a reasoning says of the image"
+    asked = _read(question).objects
+    return _read(text, next(iter(asked)) if len(asked)==1 else None)
 
 class RubricJudge:
     "The judge without a model: reads needle facts and applies the table exactly"
+    def __init__(self,
+        score:Callable[[Facts, Facts], float|None]=rubric_score # Reference and candidate to a score; the paper's table, or another
+    ): self.score = lru_cache(maxsize=1<<14)(score)
+
     def __call__(self,
                  pairs:Sequence[Pair]  # Texts of the needle grammar
-                 )->list[float|None]:  # One of `SCORES` per pair; `None`: the reference says nothing that can be read
+                 )->list[float|None]:  # One score per pair; `None`: the reference says nothing that can be read
         "Score every pair"
         check_pairs(pairs)
-        return [self._one(*pair) for pair in pairs]
+        return [self.score(said(p.question, p.reference), said(p.question, p.candidate)) for p in pairs]
 
-    def _one(self, question, reference, candidate):
-        asked = _read(question).objects
-        about = next(iter(asked)) if len(asked)==1 else None
-        return _score(_read(reference, about), _read(candidate, about))
+# %% ../nbs/05_judge.ipynb #39d0a6a5
+_ABOUT = dict(objects=lambda f: f, regions=lambda f: f[0], tops=lambda f: f[0], relations=lambda f: (f[0], frozenset(f[1:])))
+
+class FactCounts(NamedTuple):
+    "What became of a reference's facts"
+    total: int      # Facts of the reference
+    mentioned: int  # Of these, about which the candidate says something
+    right: int      # Of these, about which it says the same and nothing else
+
+def count_facts(
+    reference:Facts,                      # Taken as true
+    candidate:Facts,                      # In question
+    kinds:Sequence[str]=Facts._fields,    # Which facts count
+)->FactCounts:
+    "How many of the reference's facts are mentioned, and how many rightly"
+    total = mentioned = right = 0
+    for kind in kinds:
+        about,saying = _ABOUT[kind],{}
+        for f in getattr(candidate, kind): saying.setdefault(about(f), set()).add(f)
+        for f in getattr(reference, kind):
+            found = saying.get(about(f), set())
+            total,mentioned,right = total+1,mentioned+bool(found),right+(found=={f})
+    return FactCounts(total, mentioned, right)
+
+# %% ../nbs/05_judge.ipynb #9d77d2aa
+def coverage_score(
+    reference:Facts, # Taken as true
+    candidate:Facts, # To be scored
+)->float|None:       # In [0, 1]; `None` as in `rubric_score`
+    "The table, with what is missing weighed by how much it is: silence scores 0"
+    level = rubric_score(reference, candidate)
+    if not level: return level
+    counts = count_facts(reference, candidate)
+    extra = any(c-r for r,c in zip(reference, candidate))
+    return (.7 if extra else 1.)*counts.right/counts.total
+
+def facts_score(
+    reference:Facts, # Taken as true
+    candidate:Facts, # To be scored
+)->float|None:       # In [0, 1]; `None` as in `rubric_score`
+    "The share of the reference's facts that are said rightly"
+    if rubric_score(reference, candidate) is None: return None
+    counts = count_facts(reference, candidate)
+    return counts.right/counts.total
+
+# %% ../nbs/05_judge.ipynb #bc670f5c
+class NoisyJudge:
+    "Another judge, made wrong at a known rate"
+    def __init__(self,
+        judge:Judge,        # Whose scores are spoilt
+        rate:float,         # Share of scores that are replaced by another of the four
+        seed:int=0,         # Another seed, other mistakes
+        missing:float=0.,   # Share of pairs that get no score
+    ):
+        for name,value in dict(rate=rate, missing=missing).items():
+            if not 0<=value<=1: raise InputError(f"{name}={value}: a share lies between 0 and 1")
+        self.judge,self.rate,self.seed,self.missing = judge,rate,seed,missing
+
+    def __call__(self,
+        pairs:Sequence[Pair]    # All comparisons of a step
+    )->list[float|None]:        # One score per pair; `None`: missing
+        "Score every pair, some of them wrongly"
+        return [self._spoil(tuple(p), s) for p,s in zip(pairs, self.judge(pairs))]
+
+    def _spoil(self, pair, score):
+        rng = rng_for(self.seed, "noise", *pair)
+        if score is None or rng.random()<self.missing: return None
+        if rng.random()>=self.rate: return score
+        return rng.choice([s for s in SCORES if s!=nearest(score)])
+
+# %% ../nbs/05_judge.ipynb #facf79a2
+class DoubtfulJudge:
+    "Another judge, made unsure to a known degree"
+    def __init__(self,
+        judge:Judge,     # Whose scores are right
+        doubt:float,     # Probability of the other three levels together
+        samples:int=0,   # The mean of so many samples; 0: the expectation
+        seed:int=0,      # Of the samples
+    ):
+        if not 0<=doubt<=1: raise InputError(f"doubt={doubt}: a share lies between 0 and 1")
+        if samples<0: raise InputError(f"samples={samples}: 1 or more, or 0 for the expectation")
+        self.judge,self.doubt,self.samples,self.rng = judge,doubt,samples,rng_for(seed, "doubt")
+
+    def __call__(self,
+        pairs:Sequence[Pair]    # All comparisons of a step
+    )->list[float|None]:        # One score per pair; `None`: missing
+        "Score every pair"
+        return [None if s is None else self._unsure(nearest(s)) for s in self.judge(pairs)]
+
+    def _unsure(self, level):
+        p = [1-self.doubt if s==level else self.doubt/(len(SCORES)-1) for s in SCORES]
+        if not self.samples: return sum(a*b for a,b in zip(p, SCORES))
+        return sum(self.rng.choices(SCORES, p, k=self.samples))/self.samples

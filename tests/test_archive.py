@@ -99,7 +99,7 @@ def is_good(key, value):
     "Would a state with this entry be a good one all the same?"
     number = type(value) in (int, float)
     return {"sample_id": isinstance(value, str) and value!="", "text": isinstance(value, str), "tau": number,
-            "box_reward": number and 0<value<=1, "step": type(value) is int, "boxes": value==[],
+            "box_reward": number and 0<=value<=1, "step": type(value) is int, "boxes": value==[],
             "references": value==[], "version": value==1}.get(key, False)
 
 @settings(max_examples=200, deadline=None)
@@ -161,7 +161,7 @@ archive.save({str(path)!r})
     assert Archive.load(path).state_dict() == old.state_dict()
 
 @pytest.mark.parametrize("change", [
-    dict(sample_id=7), dict(sample_id=""), dict(text=None), dict(box_reward=0.), dict(box_reward=2),
+    dict(sample_id=7), dict(sample_id=""), dict(text=None), dict(box_reward=-.1), dict(box_reward=2),
     dict(box_reward="1"), dict(box_reward=float("nan")), dict(box_reward=10**400), dict(step=1.), dict(step=True),
     dict(boxes=3), dict(boxes={}), dict(boxes=((1,),)),
     dict(boxes=((1, 2, 3, float("nan")),)), dict(boxes=(("1", 2, 3, 4),)), dict(boxes=["1234"])])

@@ -8,8 +8,8 @@ from hypothesis import given,settings,strategies as st
 from ivgr.core import InputError
 from ivgr.data import NeedleConfig
 from ivgr.evaluate import wilson
-from ivgr.judge import SCORES,RubricJudge,read_facts
-from ivgr.judge_check import KINDS,NoisyJudge,check,draw_confusion,judge_check,make_pairs,report_text
+from ivgr.judge import SCORES,NoisyJudge,RubricJudge,read_facts
+from ivgr.judge_check import KINDS,check,draw_confusion,judge_check,make_pairs,report_text
 
 MANY = make_pairs(1800)
 PAIRS = MANY[:36]
