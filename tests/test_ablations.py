@@ -1,0 +1,101 @@
+"Many runs: made once, each on its own, and made again only when something that matters has changed"
+import json,os,subprocess,sys,time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ivgr.ablations as ab
+from ivgr.ablations import ARMS,DONE,FAILED,OLD,TODO,Arm,Setting,ablate,append_rows,jobs_for,read_rows,seconds_left,small,states,states_table
+from ivgr.core import InputError
+
+TINY = replace(small(ARMS["full"]).setting, steps=1, queries=2, ask=dict(test=2))
+def tiny(name, **changes): return Arm(name, name, replace(TINY, **changes))
+def quiet(text): pass
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "Two arms, one of which crashes; made once for all tests here"
+    out = tmp_path_factory.mktemp("ablate")
+    arms = [tiny("broken", policy=str(out/"nowhere")), tiny("good")]
+    return out,arms,ablate(arms, [0], out, out, say=quiet)
+
+def test_a_crash_stops_no_other_run(made):
+    out,arms,found = made
+    assert found=={("broken", 0):FAILED, ("good", 0):DONE}
+    assert {r["arm"] for r in read_rows(out)}=={"good"}
+    log = jobs_for(arms, [0], out)[0].beside("log").read_text()
+    assert "nowhere" in log and "InputError" in log
+
+def test_rows_say_what_was_done(made):
+    out,arms,_ = made
+    rows = read_rows(out)
+    assert [(r["split"], r["mode"]) for r in rows]==[("training", "both"), ("test", "textual"), ("test", "grounded")]
+    assert all(r["key"]==jobs_for(arms, [0], out)[1].key and r["machine"]["threads"]==1 and r["seconds"]>0 for r in rows)
+    assert rows[0]["rollouts"]==TINY.rollouts and rows[0]["setting"]["steps"]==1
+    assert (jobs_for(arms, [0], out)[1].folder/"config.json").exists()          # the trained policy is kept
+
+def test_what_is_finished_is_not_made_again(made, monkeypatch):
+    out,arms,_ = made
+    def never(*args, **kwargs): raise AssertionError("a process was started")
+    monkeypatch.setattr(ab.subprocess, "Popen", never)
+    before = (out/ab.MADE).read_bytes()
+    assert ablate(arms[1:], [0], out, out, say=quiet)=={("good", 0):DONE}
+    assert (out/ab.MADE).read_bytes()==before
+
+def test_a_run_that_finished_unseen_is_taken_over(made, tmp_path, monkeypatch):
+    out,arms,_ = made
+    monkeypatch.setattr(ab.subprocess, "Popen", None)
+    assert ablate(arms[1:], [0], out, tmp_path, say=quiet)=={("good", 0):DONE}  # its rows are in its folder, and nowhere else
+    assert read_rows(tmp_path)==read_rows(out)
+
+def test_the_same_run_gives_the_same_rows(made, tmp_path):
+    out,arms,_ = made
+    ablate(arms[1:], [0], tmp_path, tmp_path, say=quiet)
+    def bare(rows): return [{k:v for k,v in r.items() if "seconds" not in k} for r in rows]
+    assert bare(read_rows(tmp_path))==bare(read_rows(out))
+
+def test_other_settings_and_other_code_make_a_run_old(made, monkeypatch):
+    out,arms,_ = made
+    good = arms[1]
+    other = good._replace(setting=replace(good.setting, tau=.5))
+    assert states(jobs_for([other], [0, 1], out), read_rows(out))=={("good", 0):OLD, ("good", 1):TODO}
+    monkeypatch.setattr(ab, "code_version", lambda: "new")
+    assert states(jobs_for([good], [0], out), read_rows(out))=={("good", 0):OLD}
+
+def test_code_that_changes_under_a_command_is_noticed(made):
+    out,arms,_ = made
+    order = json.dumps(dict(name="x", about="x", setting=TINY.__dict__, seed=0, key="other", folder=str(out/"x"), out=str(out)))
+    said = subprocess.run([sys.executable, "-c", ab._CHILD, order], capture_output=True, text=True, timeout=120)
+    assert said.returncode==1 and "the code has changed" in said.stderr and not (out/"x.rows").exists()
+
+def test_a_run_that_another_command_is_at_is_left_to_it(made, tmp_path):
+    _,arms,_ = made
+    job = jobs_for(arms[1:], [0], tmp_path)[0]
+    with ab.FileLock(job.beside("lock")):
+        assert ablate(arms[1:], [0], tmp_path, tmp_path, say=quiet)=={("good", 0):ab.BUSY}
+    assert not read_rows(tmp_path)
+
+def test_the_latest_of_equal_rows_counts_and_damage_is_told(tmp_path):
+    row = dict(arm="a", seed=0, split="test", mode="textual")
+    append_rows([row|dict(key="1"), row|dict(key="1", seed=1)], tmp_path)
+    append_rows([row|dict(key="2")], tmp_path)
+    assert [(r["seed"], r["key"]) for r in read_rows(tmp_path)]==[(0, "2"), (1, "1")]
+    with open(tmp_path/ab.MADE, "a") as f: f.write('{"arm":')
+    with pytest.raises(InputError, match="damaged"): read_rows(tmp_path)
+    assert read_rows(tmp_path/"none")==[]
+
+def test_time_left(tmp_path):
+    a,b = jobs_for([tiny("a"), tiny("b", steps=3)], [0], tmp_path)
+    done = dict(key=a.key, machine=ab.machine(), seconds=30.)
+    rows = [done|dict(split="training", rollouts=TINY.rollouts), done|dict(split="test", mode="textual", n=2), done|dict(split="test", mode="grounded", n=2)]
+    pace = 60/(TINY.rollouts+2)
+    assert seconds_left([b], [], rows, 1)==pytest.approx(pace*(3*TINY.rollouts+2))
+    assert seconds_left([a, b], [], rows, 2)==pytest.approx(pace*(4*TINY.rollouts+4)/2)
+    assert seconds_left([b], [], [], 1) is None
+    assert seconds_left([b], [], [rows[0]|dict(machine={"cpu":"another"})], 1) is None
+
+def test_the_table():
+    lines = states_table({("a", 0):DONE, ("long name", 0):"40%", ("a", 1):TODO}).splitlines()
+    assert lines[0].split()==["arm", "seed", "0", "seed", "1"] and lines[1].split()==["a", "done", "-"]
+    assert len({len(l) for l in lines})==1
