@@ -360,8 +360,8 @@ def _step(self:DualStreamTrainer, samples):
     alive = [(q, *map(list, zip(*live))) for q,g,vs in zip(queries, groups, values)
              if (live := [(r, v) for r,v in zip(g.rollouts, vs) if v or a.beta])]
     total = torch.zeros((), device=self.policy.device)
-    for part in forwards(self.sizes([q for q,*_ in alive], [rs for _,rs,_ in alive]), a.tokens_per_forward):
-        loss = self.update_loss(*zip(*(alive[i] for i in part)), n_tokens)
+    for chosen in forwards(self.sizes([q for q,*_ in alive], [rs for _,rs,_ in alive]), a.tokens_per_forward):
+        loss = self.update_loss(*zip(*(alive[i] for i in chosen)), n_tokens)
         self.accelerator.backward(loss)
         total += loss.detach()
     total = self.add_up(total)
