@@ -341,7 +341,7 @@ def test_push(refuse, saved, monkeypatch):
 
 @pytest.fixture
 def toy_reward(monkeypatch):
-    def score(groups, archive, judge, batch, rules):
+    def score(groups, archive, judge, batch, rules, everyone):
         for g in groups:
             for r in g.rollouts: r.reward = Reward({}, float(sum(r.tokens)%7))
         return {}
