@@ -282,7 +282,10 @@ def in_thread(
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True, name="requests")
     thread.start()
-    try: return asyncio.run_coroutine_threadsafe(job, loop).result()
+    try:
+        future = asyncio.run_coroutine_threadsafe(job, loop)
+        while not futures.wait([future], timeout=.2).done: pass  # an interruption that comes just before a wait without end would not be seen
+        return future.result()
     finally:
         futures.wait([asyncio.run_coroutine_threadsafe(_end_all(), loop)], timeout=5)
         loop.call_soon_threadsafe(loop.stop)
