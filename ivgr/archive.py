@@ -8,7 +8,7 @@ __all__ = ['Reference', 'Archive', 'judge_groups', 'reward_stats', 'score_groups
 # %% ../nbs/06_archive.ipynb #2b936d6e
 import json,math,warnings
 from collections.abc import Callable,Iterable,Mapping,Sequence
-from dataclasses import asdict,dataclass,fields
+from dataclasses import dataclass,fields
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ _KIND,_VERSION = "ivgr archive",1
 @patch
 def state_dict(self:Archive)->dict[str, Any]: # JSON-serialisable
     "Everything the archive knows"
-    return dict(kind=_KIND, version=_VERSION, tau=self.tau, references=[asdict(r) for r in self._best.values()])
+    return dict(kind=_KIND, version=_VERSION, tau=self.tau, references=[vars(r) for r in self._best.values()])
 
 def _read_state(state):
     "The tau and the references of a state, each checked"
@@ -130,11 +130,14 @@ def merge(self:Archive,
           state:Mapping[str, Any] # From `state_dict`, of this or another process
           )->int:                 # How many references were new or better
     "Take over every reference that beats the one kept here"
-    tau,refs = _read_state(state)
+    return self._take(*_read_state(state))
+
+@patch
+def _take(self:Archive, tau, refs):
     if tau!=self.tau:
         low = sum(r.box_reward<=self.tau for r in refs)
         warnings.warn(f"the references were collected with tau={tau}, this archive has tau={self.tau}: {low} of "
-                      f"{len(refs)} do not qualify here and are left out", stacklevel=2)
+                      f"{len(refs)} do not qualify here and are left out", stacklevel=3)
     return sum(self._offer(r) for r in refs)
 
 @patch
@@ -165,9 +168,9 @@ def load(cls:Archive,
     except (ValueError, RecursionError) as e:
         raise InputError(f"the archive {path} is damaged or no JSON file: {e}") from e
     try:
-        saved,_ = _read_state(state)
+        saved,refs = _read_state(state)
         archive = cls(saved if tau is None else tau)
-        archive.load_state_dict(state)
+        archive._take(saved, refs)
     except InputError as e: raise InputError(f"the archive {path} can't be used: {e}") from e
     return archive
 

@@ -20,8 +20,9 @@ from .core import InputError
 # %% ../nbs/01_boxes.ipynb #1f651d87
 def _has_area(b:Tensor)->Tensor:
     "`(K,)` bool: finite, the right way round, not empty"
-    w,h = (b[:,2:]-b[:,:2]).unbind(1)
-    return (w>0) & (h>0) & (w*h>0) & (w*h).isfinite()
+    size = b[:,2:]-b[:,:2]
+    area = size.prod(1)
+    return (size>0).all(1) & (area>0) & (area<math.inf)
 
 def as_boxes(
     boxes:Any,         # `(K, 4)` rows `x1, y1, x2, y2`: a tensor, or nested lists or tuples
@@ -45,7 +46,9 @@ def pairwise_iou(
     b:Any,    # `(N, 4)` boxes in the same frame
 )->Tensor:    # `(M, N)` in [0, 1]
     "Intersection over union of each box in `a` with each box in `b`"
-    a,b = as_boxes(a),as_boxes(b)
+    return _iou(as_boxes(a), as_boxes(b))
+
+def _iou(a, b): # Of boxes that have been checked
     lo = torch.maximum(a[:,None,:2], b[None,:,:2])
     hi = torch.minimum(a[:,None,2:], b[None,:,2:])
     inter = (hi-lo).clamp(min=0).prod(-1)
@@ -66,7 +69,7 @@ def paper_box_reward(
     "Mean of recall and precision in IoU, exactly as printed in the paper"
     pred,gt = as_boxes(pred),_targets(gt)
     if not len(pred): return gt.new_zeros(())
-    iou = pairwise_iou(pred, gt)
+    iou = _iou(pred, gt)
     return (iou.amax(0).mean() + iou.amax(1).mean())/2
 
 # %% ../nbs/01_boxes.ipynb #9059dbb6
@@ -89,7 +92,7 @@ def box_reward(
     if not isinstance(n_invalid, Integral) or n_invalid<0:
         raise InputError(f"n_invalid={n_invalid!r}: the number of unusable boxes is needed, 0 or more")
     if not len(pred): return gt.new_zeros(())
-    iou = pairwise_iou(pred, gt)
+    iou = _iou(pred, gt)
     best,payee = iou.max(0)  # of each target; ties go to the first row
     paid = torch.zeros_like(iou).scatter_(0, payee[None], best[None]).amax(1)
     return (best.mean() + paid.sum()/(len(pred)+n_invalid))/2

@@ -34,6 +34,7 @@ def format_reward(
 # %% ../nbs/04_rewards.ipynb #9ad3ccfc
 _WRAPS = {'""', "''", "``", "**", "__", "$$", "()", "[]", "{}", "“”", "‘’"}
 
+@lru_cache(1<<12)  # the replies of a group repeat options and answers
 def normalise(
     text:str # An answer, as given
 )->str:      # For comparing only
