@@ -70,7 +70,8 @@ class Setting:
         if self.steps<0: raise InputError(f"steps={self.steps}: 0 or more")
         for f in ("streams",): object.__setattr__(self, f, tuple(getattr(self, f)))
     @property
-    def n_train(self)->int: return max(1, self.steps*self.queries//self.visits) if self.steps else self.pool
+    def n_train(self)->int: # Scenes to train on
+        return max(1, self.steps*self.queries//self.visits) if self.steps else self.pool
     @property
     def rollouts(self)->int: return self.steps*self.queries*self.n_rollouts*len(self.streams)  # Sampled in training
 
@@ -80,7 +81,7 @@ class Arm(NamedTuple):
     "A setting with a name"
     name: str      # Of files and figures
     about: str     # What it is, in words
-    setting: Setting
+    setting: Setting # What it changes
 
 def differences(
     setting:Setting  # Of an arm
@@ -161,7 +162,7 @@ class InStreams(Sequence):
         streams:Sequence[str], # One, or both as they are
     ): self.samples,self.only = samples,Stream(streams[0]) if len(streams)==1 else None
     @property
-    def paired(self): return self.samples.paired
+    def paired(self): return self.samples.paired # Row numbers, of all
     def __len__(self): return len(self.samples)
     def __getitem__(self, i):
         s = self.samples[i]
@@ -256,15 +257,18 @@ def score_shares(
 class RecordingTrainer(DualStreamTrainer):
     "A trainer that also writes down what the texts say"
     def __init__(self,
-        policy, args, samples, judge,
+        policy,  # As for any `DualStreamTrainer`, and so are the next three
+        args,    # Its settings
+        samples, # What it trains on
+        judge,   # Who scores consistency
         truths:Mapping[str, Facts], # Of every sample
     ):
         super().__init__(policy, args, samples, judge)
         self.truths = truths
-    def score(self, queries, groups, batch):
+    def score(self, queries, groups, batch): # As for any `DualStreamTrainer`
         "Rewards as always, then the texts"
         return super().score(queries, groups, batch)|self.text_stats(groups)
-    def text_stats(self, groups):
+    def text_stats(self, groups): # Shares of facts and of scores, by stream
         out = {}
         for stream in (Stream.TEXTUAL, Stream.GROUNDED):
             rows = [(g, r, said(g.sample.question, r.parsed.think or "")) for g in groups for r in g.of(stream)]
@@ -478,8 +482,8 @@ def append_rows(
 
 class Job(NamedTuple):
     "A run that may have to be made"
-    arm: Arm
-    seed: int
+    arm: Arm     # What is run
+    seed: int    # Of scenes, order and sampling
     key: str     # From `run_key`
     folder: Path # Of the run
     def beside(self, ending:str)->Path: return Path(f"{self.folder}.{ending}") # `rows` when it is finished, `log`

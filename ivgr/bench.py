@@ -136,7 +136,8 @@ class Meter:
     def _fed(self, model, args, kwargs):
         if self.now=="sampling" and kwargs["past_key_values"].get_seq_length(): self._turn("decoding")
         self.tokens[self.now] += kwargs["inputs_embeds"].shape[:2].numel()
-    def clear(self): self.seconds,self.tokens,self.images,self.peaks = Counter(),Counter(),Counter(),{}
+    def clear(self): # Begin at nothing
+        self.seconds,self.tokens,self.images,self.peaks = Counter(),Counter(),Counter(),{}
     def _turn(self, phase): # End one phase, begin the next
         if self.cuda:
             torch.cuda.synchronize()
@@ -147,7 +148,7 @@ class Meter:
         self.now,self.since = phase,t
     def watch(self,
         phase:Callable[[], str]|str, # To what `f` belongs; the inner one counts where one calls the other
-        f:Callable,
+        f:Callable,                  # Any function
     )->Callable:
         "`f`, its cost noted"
         def run(*args, **kwargs):
@@ -178,7 +179,7 @@ class _Ours(DualStreamTrainer):
 
 class Arm:
     "A trainer whose steps are made one at a time"
-    def __init__(self, trainer, batch, meter):
+    def __init__(self, trainer, batch, meter): # Samples as the trainer takes them; a `Meter`, or what notes no cost
         self.trainer,self.batch,self.meter,self.parts = trainer,batch,meter,trainer.args.gradient_accumulation_steps
         trainer.create_optimizer_and_scheduler(SETTINGS["max_steps"])
         if trainer.args.gradient_checkpointing: trainer.model.gradient_checkpointing_enable(dict(use_reentrant=False))

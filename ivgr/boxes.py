@@ -115,11 +115,11 @@ class Frame:
         if self.name=="unit1000" and (self.width, self.height)!=(1000, 1000):
             raise InputError(f"frame 'unit1000' is 1000 x 1000 by definition, got {self.width} x {self.height}")
     @classmethod
-    def original(cls, width:int, height:int)->"Frame":
+    def original(cls, width:int, height:int)->"Frame": # Of the file
         "Pixels of the image file, e.g. `Frame.original(*image.size)`"
         return cls(width, height, "original")
     @classmethod
-    def resized(cls, width:int, height:int)->"Frame":
+    def resized(cls, width:int, height:int)->"Frame": # Multiples of what the model needs
         "Pixels of the picture that the model is shown"
         return cls(width, height, "resized")
     @classmethod

@@ -56,14 +56,16 @@ class IvgrPolicy(lmms):
         if len(self.modes)>1: raise InputError(f"mode={mode!r}: lmms-eval takes one answer, so give one mode")
         self.policy = load_policy(pretrained, device=device, max_pixels=max_pixels and int(max_pixels))
         self.how = dict(max_new_tokens=int(max_new_tokens), batch_size=int(batch_size))
-    def generate_until(self, requests)->list[str]:
+    def generate_until(self, requests)->list[str]: # Of lmms-eval
         "Answer requests, in their order"
         rows = evaluate(self.policy, Requests(requests, self.task_dict), self.modes, **self.how)
         self.rows += [{k:v for k,v in r.items() if k not in ("truth", "accuracy", "rule", "box", "iou")} for r in rows]
         if self.log: write_atomic(self.log, "".join(json.dumps(r)+"\n" for r in self.rows))
         return [final_answer(r) for r in rows]
-    def loglikelihood(self, requests): raise InputError("this task compares likelihoods of given answers, but the policy reasons before it answers: choose a task that generates")
-    def generate_until_multi_round(self, requests): raise InputError("this task has several rounds, and the policy answers one: choose another task")
+    def loglikelihood(self, requests): # Not to be had
+        raise InputError("this task compares likelihoods of given answers, but the policy reasons before it answers: choose a task that generates")
+    def generate_until_multi_round(self, requests): # Neither
+        raise InputError("this task has several rounds, and the policy answers one: choose another task")
 
 def manifest():
     "What lmms-eval is told by the entry point"

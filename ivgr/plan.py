@@ -70,7 +70,7 @@ class Setting:
         if not 0<self.top_p<=1: raise InputError(f"top_p={self.top_p}: it is a share of the probability, above 0 and at most 1")
         if self.dtype not in ("bfloat16", "float16", "float32"): raise InputError(f"dtype={self.dtype!r}: choose bfloat16, float16 or float32")
     @property
-    def torch_dtype(self): return getattr(torch, self.dtype)
+    def torch_dtype(self): return getattr(torch, self.dtype) # That of `dtype`
     @property
     def sees(self): return not self.lora_rank or self.lora_vision   # The vision tower learns too
 
@@ -322,7 +322,7 @@ class Run(NamedTuple):
     kept: int           # When the forward was over
     backward: list[int] # As `forward`, from there on
     @property
-    def cost(self)->Cost: return Cost(self.kept, max(self.forward), max(self.backward, default=0))
+    def cost(self)->Cost: return Cost(self.kept, max(self.forward), max(self.backward, default=0)) # Its largest moments
 
 def _solve(runs, features): # What a run gives at any other features
     n = len(runs[0].forward)
@@ -470,7 +470,7 @@ def always(self:Planner,
     return dict(weights=weights, adapters=learned if s.lora_rank else 0, optimizer=2*learned, reference=weights if s.kl and not s.lora_rank else 0)
 
 @patch
-def images(self:Planner, s:Setting)->tuple[int, int]:
+def images(self:Planner, s:Setting)->tuple[int, int]: # For one image
     "Bytes of an image's patches, and of what the vision tower hands over"
     e,v,t = s.torch_dtype.itemsize,self.eyes,tokens(self.config, s)
     pixels = t.patches*v.in_channels*v.temporal_patch_size*v.patch_size**2*(4+(e if e<4 else 0))
@@ -677,15 +677,15 @@ def measure(
 # %% ../nbs/22_plan.ipynb #9f27a007
 class Plan(NamedTuple):
     "What a step needs"
-    setting: Setting
+    setting: Setting                   # Of the step
     tokens: Tokens                     # Of one query
     phases: dict[str, dict[str, int]]  # Bytes of each phase at its largest moment, by what they are
     flops: dict[str, float]            # Work of each phase
     plain: dict[str, float]            # The same work on the plain path
     @property
-    def peaks(self)->dict[str, int]: return {k:sum(v.values()) for k,v in self.phases.items()}
+    def peaks(self)->dict[str, int]: return {k:sum(v.values()) for k,v in self.phases.items()} # Bytes of each phase
     @property
-    def peak(self)->int: return max(self.peaks.values())
+    def peak(self)->int: return max(self.peaks.values()) # Bytes at the worst moment of the step
 
 @patch
 def phases(self:Planner,

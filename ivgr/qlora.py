@@ -82,7 +82,8 @@ def check_trainable(
                          "merge it first (ivgr.qlora.merge), or set beta=0")
 
 # %% ../nbs/11_qlora.ipynb #ead4be16
-def setting(default, help): # A field of a dataclass of settings
+def setting(default, help): # Its default, and what `--help` says of it
+    "A field of a dataclass of settings"
     return field(default=default, metadata=dict(help=help))
 
 @dataclass
@@ -102,7 +103,7 @@ class PolicyConfig(TrainingArguments):
     rslora:bool = setting(False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
     dora:bool = setting(False, "Adapt length and direction of weights apart (DoRA); slower")
     attn_implementation:str = setting("sdpa", "How attention is computed: sdpa or eager")
-    remove_unused_columns:bool = False
+    remove_unused_columns:bool = False # samples are no rows of columns
     @property
     def lora(self)->LoraSettings|None: # None: no new adapter
         "The settings of the adapter"

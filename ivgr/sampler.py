@@ -88,7 +88,7 @@ def choose(
 class Roomy(DynamicLayer):
     "A cache layer that is copied once in sixteen steps"
     STEPS = 16
-    def lazy_initialization(self, keys, values):
+    def lazy_initialization(self, keys, values): # Of the first tokens that it holds
         super().lazy_initialization(keys, values)
         self.n,self.held = 0,(keys[:,:,:0], values[:,:,:0])
     def update(self,

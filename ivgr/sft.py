@@ -591,7 +591,7 @@ class ColdStartTrainer(Trainer):
         loss,stats = self.learn(inputs, self.pointing)
         for k,v in stats.items(): self._stats[k] = self._stats.get(k, 0)+v
         return loss
-    def learn(self, items, beside=None):
+    def learn(self, items, beside=None): # Lists of traces, one for each prompt; a function that gives a loss
         "Leave the gradient of the mean over all replies' tokens; the loss that `beside` gives is added once"
         budget = self.args.tokens_per_forward
         packets = [p for traces in items for p in trace_packets(self.policy, traces, budget)]

@@ -231,7 +231,7 @@ def reference_logps(self:DualStreamTrainer,
     for r,row,real in zip(rollouts, logps, mask): r.reference = row[real].tolist()
 
 @patch
-def score(self:DualStreamTrainer, queries, groups, batch):
+def score(self:DualStreamTrainer, queries, groups, batch): # As they were sampled, one group a query; the number of the batch
     "Rewards; and the reference policy's log-probabilities, while the judge waits for its server"
     pool = ThreadPoolExecutor(1)
     parts = forwards(self.sizes(queries, [g.rollouts for g in groups]), self.args.tokens_per_forward) if self.args.beta else ()

@@ -345,9 +345,10 @@ class Policy:
             if (a := getattr(self.image_processor, ours, None))!=(b := getattr(c.vision_config, theirs)):
                 raise InputError(f"the image processor has {ours} {a}, the model {b}: they do not belong together")
     @property
-    def config(self): return self.model.config
+    def config(self): return self.model.config # As the model has it
     @property
-    def device(self): return backbone(self.model)[0].get_input_embeddings().weight.device
+    def device(self): # Where tokens go in
+        return backbone(self.model)[0].get_input_embeddings().weight.device
     @property
     def banned(self)->list[int]:
         "Token ids that are never sampled: image and video placeholders, which would have no features"
