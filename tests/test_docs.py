@@ -1,5 +1,5 @@
 "What a reader meets on the website holds: links lead somewhere, equations can be shown, pictures are described, names are explained"
-import ast,importlib,inspect,json,posixpath,pkgutil,re,subprocess,textwrap
+import ast,importlib,inspect,json,posixpath,pkgutil,re,subprocess,sys,textwrap
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -151,3 +151,19 @@ def test_a_tutorial_opens_in_colab(path):
     text = '\n'.join(s for _,s in cells(path))
     assert f'https://colab.research.google.com/github/ivgr/ivgr/blob/main/nbs/{path.name}' in text
     assert 'if find_spec("ivgr") is None:' in text
+
+PAGES = """
+import sys
+from pathlib import Path
+from execnb.nbio import read_nb
+from nbdev.processors import FilterDefaults
+for p in sys.argv[1:]:
+    try: FilterDefaults()(read_nb(Path(p)))
+    except Exception as e: print(f"{Path(p).name}: {e}")
+"""
+
+def test_pages_can_be_prepared():
+    "nbdev runs cells with exports, and those with an import: the latter must hold nothing that needs more than what is exported"
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', PAGES, *map(str, NOTEBOOKS)], cwd=ROOT, capture_output=True, text=True)
+    said = re.findall(r'^\w+\.ipynb: .*', r.stdout, flags=re.M)
+    assert r.returncode==0 and not said, '\n'.join(said)+r.stderr
