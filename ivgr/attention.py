@@ -61,7 +61,7 @@ def answer_tokens(
     start,end = text.find("<answer>"),text.find("</answer>")
     if start<0 or end<start: return []
     start += len("<answer>")
-    return [k for k,(a,b) in enumerate(zip(ends, ends[1:])) if a<end and b>start and text[max(a, start):min(b, end)].strip()]
+    return [k for k,(a,b) in enumerate(zip(ends, ends[1:])) if text[max(a, start):min(b, end)].strip()]
 
 # %% ../nbs/18_attention.ipynb #e9d02d60
 @contextmanager

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping,Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean,stdev
+from statistics import fmean
 from typing import Any,NamedTuple
 
 import numpy as np
@@ -432,14 +432,17 @@ def compare(
         for x,y in pairs:
             if x["question"]!=y["question"]:
                 raise InputError(f"{x['id']!r} asks {x['question']!r:.100} before, but {y['question']!r:.100} after")
-        values = [(x[part], y[part]) for x,y in pairs if None not in (x[part], y[part])]
+        values = [(x[part], y[part], x["image"]) for x,y in pairs if None not in (x[part], y[part])]
         if values: out[mode] = _paired(*zip(*values))
     return out
 
-def _paired(x, y):
+def _paired(x, y, images):
     d = [w-v for v,w in zip(x, y)]
     n,change,gained,lost = len(d),fmean(d),sum(v>0 for v in d),sum(v<0 for v in d)
-    half = Z95*stdev(d)/math.sqrt(n) if n>1 else math.inf
+    sums = {}
+    for v,image in zip(d, images): sums[image] = sums.get(image, 0)+v-change
+    k = len(sums)
+    half = Z95*math.sqrt(k/(k-1)*math.fsum(s*s for s in sums.values()))/n if k>1 else math.inf
     return dict(n=n, before=fmean(x), after=fmean(y), change=change, interval=(change-half, change+half),
                 gained=gained, lost=lost, p=sign_test(gained, lost))
 
