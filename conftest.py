@@ -4,10 +4,16 @@ A notebook runs in a process of its own, with a time limit, and skips the cells 
 import contextlib, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run side by side
 os.environ.setdefault('HF_HUB_OFFLINE', '1')   # and need no network
+
+# Random examples: the same ones in every run; IVGR_SLOW=1 draws 10,000 new ones (give pytest --timeout=0)
+settings.register_profile('quick', max_examples=200, deadline=None, derandomize=True, database=None)
+settings.register_profile('slow', max_examples=10_000, deadline=None)
+settings.load_profile('slow' if os.environ.get('IVGR_SLOW') else 'quick')
 
 RUN = """
 import faulthandler,sys

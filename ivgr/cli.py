@@ -58,9 +58,9 @@ def read_yaml(
 )->dict:
     "Read a config file; an unknown key is an error"
     import yaml
-    try: values = yaml.safe_load(Path(path).read_text())
+    try: values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as e: raise InputError(f"can't read the config file {str(path)!r}: {e.strerror}") from None
-    except yaml.YAMLError as e: raise InputError(f"{str(path)!r} is not valid YAML: {e}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as e: raise InputError(f"{str(path)!r} is not valid YAML: {e}") from None
     if not isinstance(values, dict): raise InputError(f"{str(path)!r} holds {values!r}: lines of the form `name: value` are needed")
     for k in values:
         if k not in known:

@@ -3,7 +3,7 @@ import json,os,random,signal,subprocess,sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given,settings,strategies as st
+from hypothesis import given,strategies as st
 
 from ivgr.archive import Archive,Reference,score_groups
 from ivgr.boxes import Frame
@@ -24,7 +24,6 @@ BOXES,RIGHT = [0., .1, .3, .30001, .5, .7, 1.],[(1., 1.), (1., 1.), (0., 1.), (1
 rollout = st.sampled_from([(box, *right) for box in BOXES for right in RIGHT])
 offers = st.lists(st.tuples(st.sampled_from("abc"), st.lists(rollout, min_size=1, max_size=3)), max_size=6)
 
-@settings(max_examples=200, deadline=None)
 @given(offers, st.sampled_from([0., .3, .5]), st.integers(0, 99))
 def test_the_best_is_kept_whatever_the_order(offers, tau, seed):
     def run(offers):
@@ -46,7 +45,6 @@ def test_the_best_is_kept_whatever_the_order(offers, tau, seed):
     random.Random(seed).shuffle(offers)
     assert run(offers)[0] == best
 
-@settings(max_examples=200, deadline=None)
 @given(offers, offers)
 def test_merging_processes_is_like_one_process(left, right):
     def run(offers):
@@ -69,7 +67,6 @@ def archive_of(references, tau=.3):
     for ref in references: archive._offer(ref)
     return archive
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(references, max_size=4))
 def test_saving_loses_nothing(tmp_path_factory, refs):
     archive,path = archive_of(refs),tmp_path_factory.getbasetemp()/"archive.json"
@@ -79,7 +76,6 @@ def test_saving_loses_nothing(tmp_path_factory, refs):
     assert again.state_dict() == archive.state_dict()
     assert again.save(path.with_name("again.json")).read_bytes() == path.read_bytes()
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(references, min_size=1, max_size=3), st.data())
 def test_a_damaged_file_is_said_to_be_one(tmp_path_factory, refs, data):
     path = archive_of(refs).save(tmp_path_factory.getbasetemp()/"archive.json")
@@ -102,7 +98,6 @@ def is_good(key, value):
             "box_reward": number and 0<=value<=1, "step": type(value) is int, "boxes": value==[],
             "references": value==[], "version": value==1}.get(key, False)
 
-@settings(max_examples=200, deadline=None)
 @given(json_values, st.sampled_from(KEYS))
 def test_a_foreign_state_is_refused_and_changes_nothing(value, key):
     ref = Reference("a", "I look.", ((1., 2., 3., 4.),), .5, 1)
@@ -194,7 +189,6 @@ def groups_of(batch):
 query = st.tuples(st.sampled_from("abc"), st.lists(sampled_grounded, max_size=3), st.lists(sampled_textual, max_size=4))
 batches = st.lists(query, max_size=3, unique_by=lambda b: b[0])
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(batches, max_size=3), st.lists(st.booleans(), min_size=50, max_size=50))
 def test_scoring_follows_the_rules(steps, failures):
     archive,best,calls = Archive(),{},[]

@@ -2,9 +2,10 @@
 import io, multiprocessing, os, random, subprocess, sys, tarfile, warnings
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+from hypothesis import given, strategies as st
 from PIL import Image
 from ivgr.core import InputError
-from ivgr.data import Encoded, ImageFinder, Samples, image_size, load_image, unpack
+from ivgr.data import Encoded, ImageFinder, NeedleConfig, Samples, _sample, check_boxes, image_size, load_image, needle_scene, split_of, target_boxes, unpack
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -36,6 +37,51 @@ def test_damaged_images_are_named():
                 assert "'row 7'" in str(e)
                 refused += 1
     assert refused>1000
+
+anything = st.recursive(st.none()|st.booleans()|st.integers()|st.floats()|st.text(max_size=8)|st.binary(max_size=8),
+                        lambda v: st.lists(v, max_size=4)|st.dictionaries(st.sampled_from(['bbox', 'bytes', 'path', 'x']), v, max_size=3), max_leaves=6)
+PNG = next(_files())
+GOOD = dict(problem='<image>\nWhat?', query='What?', answer='this', images=[dict(bytes=PNG, path=None)], target_instances=[dict(bbox=[1, 1, 5, 5])],
+            datasource='treevgr', question_type='', id=None)
+path = st.none()|st.text(max_size=8)
+struct = st.fixed_dictionaries(dict(bytes=st.none()|st.binary(max_size=8)|st.just(PNG), path=path))  # Arrow types its parts
+image = path|st.binary(max_size=8)|struct
+columns = {c:anything for c in ('problem', 'answer', 'target_instances', 'datasource')}|dict(images=image|st.lists(image, max_size=3))
+
+@given(st.fixed_dictionaries({}, optional=columns))
+def test_any_row_is_a_sample_or_a_message(tmp_path_factory, change):
+    "A published row with columns of another kind"
+    find = ImageFinder([tmp_path_factory.getbasetemp()])
+    try: s = _sample(GOOD|change, find, 'row 7')
+    except InputError as e: assert str(e)
+    else:
+        assert s.question and s.answer and s.images and s.id
+        if s.paired: assert s.boxes and all(0<=x1<x2<=50 and 0<=y1<y2<=40 for x1,y1,x2,y2 in s.boxes)
+        else: assert s.boxes==()
+
+number = st.integers(-3, 12)|st.floats(-3, 12)
+
+@given(st.lists(st.lists(number, min_size=4, max_size=4), max_size=3), st.integers(1, 9), st.integers(1, 9))
+def test_boxes_are_cut_to_the_image_or_refused(boxes, w, h):
+    "Up to a pixel over the edge is rounding, more is a mistake; every form of the column says the same"
+    forms = [[dict(bbox=b) for b in boxes], dict(bbox=boxes), str([dict(bbox=b) for b in boxes]).replace("'", '"')]
+    assert [target_boxes(f) for f in forms]==[boxes]*3
+    fits = [-1<=x1<x2<=w+1 and -1<=y1<y2<=h+1 and x1<w and y1<h and x2>0 and y2>0 for x1,y1,x2,y2 in boxes]
+    if not all(fits):
+        with pytest.raises(InputError, match='box '): check_boxes(boxes, (w, h))
+    else: assert check_boxes(boxes, (w, h))==tuple((min(max(x1, 0), w), min(max(y1, 0), h), min(max(x2, 0), w), min(max(y2, 0), h)) for x1,y1,x2,y2 in boxes)
+
+@given(st.sampled_from(['train', 'validation', 'test']), st.integers(0, 10**6), st.integers(0, 99), st.integers(1, 6), st.integers(0, 8))
+def test_scenes_are_as_they_were_ordered(split, index, seed, objects, clutter):
+    "In their split, the same each time, nothing outside or upon another"
+    cfg = NeedleConfig(size=160, objects=objects, tile_min=12, tile_max=24, clutter=clutter)
+    tiles,specks,_ = needle_scene(split, index, cfg, seed)
+    assert needle_scene(split, index, cfg, seed)[:2]==(tiles, specks)
+    assert split_of(tiles)==split and (len(tiles), len(specks))==(objects, clutter) and len({t.colour for t in tiles})==objects
+    placed = [t.box for t in tiles]+specks
+    assert all(0<=x1<x2<=160 and 0<=y1<y2<=160 for x1,y1,x2,y2 in placed)
+    assert all(a[2]<b[0] or b[2]<a[0] or a[3]<b[1] or b[3]<a[1] for i,a in enumerate(placed) for b in placed[:i])
+    assert all(t.top!=t.colour and 12<=t.box[2]-t.box[0]<=24 for t in tiles)
 
 def _archive(path, n=50, size=10_000):
     with tarfile.open(path, 'w:gz') as tar:

@@ -5,13 +5,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import example,given,settings,strategies as st
+from hypothesis import example,given,strategies as st
 
 from ivgr.boxes import Frame,valid_boxes
 from ivgr.core import Sample,Stream
 from ivgr.prompts import Prompts,messages,parse,read_boxes,strip_placeholders
 
-fuzz = settings(max_examples=200, deadline=None, derandomize=True)
 FULL = Frame.unit1000()
 GOOD = "<think>t</think><answer>a</answer>"
 BLOCK_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -50,7 +49,6 @@ def slow_boxes(text):
         else: bad += 1
     return tuple(good), bad
 
-@settings(max_examples=600, deadline=None, derandomize=True)
 @given(reply)
 @example(GOOD)
 @example("<think><answer></think></answer>")
@@ -65,7 +63,6 @@ def test_reads_what_slower_readers_read(text):
     for stream in (Stream.TEXTUAL, Stream.SINGLE):  # the same reply, and no box is read from it
         assert parse(text, stream)==replace(p, boxes=(), invalid_boxes=0)
 
-@fuzz
 @given(st.text(alphabet="ab <>/[],.+-e019\n\t\u00a0\u0661\U0001d7d9box"))
 def test_whatever_is_tagged_is_counted_once(inside):
     boxes,invalid = read_boxes(f"<box>{inside}</box>", FULL)
@@ -78,7 +75,6 @@ gap = st.sampled_from(["", " ", "\n", "\t ", "  "])
 number = st.one_of(st.integers(0,1000), st.floats(0,1000), st.floats(0,1000,width=32))
 written = st.sampled_from(["{!r}", "+{!r}"])
 
-@fuzz
 @given(st.lists(st.tuples(number,number,number,number), max_size=4), st.data())
 def test_numbers_come_back_as_they_were_written(rows, data):
     rows = [r for r in rows if r[0]<r[2] and r[1]<r[3] and (r[2]-r[0])*(r[3]-r[1])>0]
@@ -87,7 +83,6 @@ def test_numbers_come_back_as_they_were_written(rows, data):
     text = "so ".join(f"<box>{sp()}[{','.join(map(cell, r))}]{sp()}</box>" for r in rows)
     assert read_boxes(text, FULL)==(tuple(tuple(map(float, r)) for r in rows), 0)
 
-@fuzz
 @given(st.text(), st.sampled_from(range(3)), st.text(alphabet=" \n\t\r"))
 def test_only_white_space_around_the_blocks(extra, where, space):
     parts = ["<think>t</think>", "<answer>a</answer>"]
@@ -95,7 +90,6 @@ def test_only_white_space_around_the_blocks(extra, where, space):
     assert parse(at(space), "textual").well_formed
     assert parse(at(extra), "textual").well_formed==(not extra.strip())
 
-@fuzz
 @given(st.text(), st.text())
 def test_the_judge_gets_the_text_as_written(think, answer):
     if any(t in think+answer for t in BLOCK_TAGS): return
@@ -122,14 +116,12 @@ def test_placeholders_are_read_in_linear_time():
 
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{<"), min_size=1).filter(str.strip)
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(grounded=plain, textual=plain, single=plain, ending=st.sampled_from(["json","yaml","yml"]))
 def test_prompt_files_keep_every_character(tmp_path_factory, grounded, textual, single, ending):
     p = Prompts(grounded, textual, single, before_question="\n")
     path = tmp_path_factory.getbasetemp()/f"prompts.{ending}"
     assert Prompts.load(p.save(path))==p
 
-@fuzz
 @given(st.text(st.characters(exclude_characters="<"), min_size=1).filter(str.strip), st.integers(1,3), st.booleans())
 def test_the_streams_share_images_and_question(question, n, marked):
     s = Sample("s", ("a.png",)*n, "<image>\n"*n*marked + question, "x")

@@ -62,7 +62,6 @@ def choices(draw):
     question = "Which one?"+"".join(style.format(l, t) for l,t in options.items())
     return question, options, draw(st.sampled_from(sorted(options)))
 
-@settings(max_examples=200, deadline=None)
 @given(choices(), st.sampled_from(FORMS), st.booleans(), st.data())
 def test_a_choice_in_any_form(choice, form, lower, data):
     question,options,letter = choice
@@ -81,7 +80,6 @@ def test_a_choice_in_any_form(choice, form, lower, data):
             assert accuracy(say(letter, options[letter]), truth) == 1
     assert len(picks(say(letter, options[letter]), options)) == 1
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(), st.text(), st.text())
 def test_accuracy_takes_any_text(answer, truth, question):
     if not truth.strip():
@@ -93,7 +91,6 @@ def test_accuracy_takes_any_text(answer, truth, question):
     assert not answer.strip() or accuracy(answer, answer) == 1.
     picks(answer, read_options(question))
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(-999, 999), st.integers(-999, 999))
 def test_numbers_are_told_apart(a, b): assert accuracy(f"The answer is {a}.", str(b)) == (a==b)
 
@@ -165,7 +162,6 @@ def test_only_the_judge_is_asked(): assert accuracy("on the wall", "on a blue wa
 
 numbers = st.decimals(-10**7, 10**7, allow_nan=False, places=3)
 
-@settings(max_examples=200, deadline=None)
 @given(numbers, numbers, st.sampled_from(["{}", "{:,}", "{:+}", "**{}**", "${}$", "The answer is {:,}.", "{}%", "{} cm"]))
 def test_numbers_in_any_form(a, b, form):
     value,unit = read_number(form.format(a))
@@ -220,7 +216,6 @@ FRAMES = [Frame.unit1000(), Frame.resized(84, 56), Frame.original(200, 100)]
 box = st.tuples(*[st.integers(0, 40)]*2, *[st.integers(1, 40)]*2).map(lambda b: (b[0], b[1], b[0]+b[2], b[1]+b[3]))
 boxes = st.lists(box, min_size=1, max_size=4, unique=True)
 
-@settings(max_examples=200, deadline=None)
 @given(boxes, boxes, st.sampled_from(FRAMES), st.integers(0, 3))
 def test_box_part_does_not_depend_on_the_frame(written, target, frame, n_invalid):
     sample = Sample("s", (), "Which?", "blue", tuple(target))
@@ -259,14 +254,12 @@ def totals_slowly(parts, weights):
         out.append(total)
     return out
 
-@settings(max_examples=200, deadline=None)
 @given(group, weights)
 def test_totals_agree_with_the_rule(parts, weights):
     got = totals([Reward(p) for p in parts], weights)
     assert got.dtype==torch.float32 and got.shape==(len(parts),)
     assert torch.allclose(got, torch.tensor(totals_slowly(parts, weights)), atol=1e-5)
 
-@settings(max_examples=200, deadline=None)
 @given(group, st.randoms())
 def test_missing_neither_helps_nor_hurts(parts, rng):
     full = [dict(p, format=1., accuracy=1.) for p in parts]  # all else equal
