@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['TEST_SEED', 'SHIFTED', 'JUDGES', 'REFERENCES', 'PLACES', 'ARMS', 'STUDIES', 'CURVES', 'VERSIONS', 'MADE', 'DONE',
-           'OLD', 'BUSY', 'FAILED', 'TODO', 'Setting', 'Arm', 'differences', 'studies_of', 'OneStream', 'InStreams',
-           'OtherArchive', 'FadingJudge', 'judge_for', 'read_truths', 'fact_shares', 'score_shares', 'RecordingTrainer',
-           'read_curves', 'evaluation_rows', 'scenes_for', 'trainer_for', 'machine', 'run', 'code_text', 'code_version',
-           'run_key', 'read_rows', 'append_rows', 'Job', 'jobs_for', 'states', 'states_table', 'seconds_left', 'small',
-           'run_alone', 'ablate']
+           'OLD', 'BUSY', 'FAILED', 'TODO', 'REVISITED', 'TOOLS', 'LOOKS', 'COMPARED', 'ANALYSED', 'CLAIMS', 'Setting',
+           'Arm', 'differences', 'studies_of', 'OneStream', 'InStreams', 'OtherArchive', 'FadingJudge', 'judge_for',
+           'read_truths', 'fact_shares', 'score_shares', 'RecordingTrainer', 'read_curves', 'evaluation_rows',
+           'scenes_for', 'trainer_for', 'machine', 'run', 'code_text', 'code_version', 'run_key', 'read_rows',
+           'append_rows', 'Job', 'jobs_for', 'states', 'states_table', 'seconds_left', 'small', 'run_alone', 'ablate',
+           'revisit_rows', 'revisit', 't95', 'Estimate', 'Measured', 'verdict', 'measured', 'commands_for',
+           'Comparison', 'tell', 'arms_with', 'conclude', 'tuning_table', 'draw_components', 'draw_teachers',
+           'draw_judges', 'draw_modes', 'draw_bins', 'draw_shares', 'draw_omission', 'draw_rollouts', 'draw_map',
+           'draw_memory', 'draw_tools', 'draw_looks', 'Claim', 'claims_table']
 
 # %% ../nbs/20_ablations.ipynb #e814c0a0
 import ast,base64,hashlib,json,math,os,platform,shutil,subprocess,sys,time
@@ -19,15 +23,17 @@ from pathlib import Path
 from statistics import fmean,stdev
 from typing import Any,NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock,Timeout
 from matplotlib.figure import Figure
 from transformers import PrinterCallback
 
 from .archive import Archive,Reference
+from .attention import target_shares
 from .core import Group,InputError,Sample,Stream,rng_for,write_atomic
 from .data import NeedleConfig,Samples,write_needle
-from .evaluate import IOU_BINS,evaluate,wilson
+from .evaluate import IOU_BINS,_figure,_finish,evaluate,wilson
 from .judge import (SCORES,DoubtfulJudge,Facts,Judge,NoisyJudge,Pair,RubricJudge,count_facts,coverage_score,facts_score,
                         rubric_score,said)
 from .policy import load_policy
@@ -463,13 +469,14 @@ MADE = "ablations.jsonl"  # The file of rows in the directory of results
 def read_rows(
     results:str|Path  # Directory of results, or the file
 )->list[dict]:        # In the order in which they were made; none where there is no file yet
-    "Stored rows; of one evaluation that was made several times, the latest"
+    "Stored rows; of an arm and seed that were run several times, those of the latest run"
     path = Path(results)
     path = path/MADE if path.is_dir() else path
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try: rows = [json.loads(l) for l in lines]
     except ValueError as e: raise InputError(f"{str(path)!r} is damaged ({e}): delete the broken line") from None
-    return list({tuple(r[k] for k in ("arm", "seed", "split", "mode")):r for r in rows}.values())
+    latest = {(r["arm"], r["seed"]):r["key"] for r in rows}
+    return list({tuple(r[k] for k in ("arm", "seed", "split", "mode")):r for r in rows if r["key"]==latest[r["arm"], r["seed"]]}.values())
 
 def append_rows(
     rows:Sequence[dict],  # To store
@@ -541,7 +548,7 @@ def seconds_left(
     "About how long it will take"
     here,spent,work = machine(),{},0
     for r in rows:
-        if r["machine"]==here: spent.setdefault(r["key"], []).append(r)
+        if r["machine"]==here and r["split"] not in (TOOLS, LOOKS): spent.setdefault(r["key"], []).append(r)
     seconds = 0.
     for rs in spent.values():
         evaluations = {r["split"]:r for r in rs if r["split"]!="training"}   # both modes of a split are one evaluation
@@ -626,3 +633,558 @@ def ablate(
     found = states(jobs, rows, failed=failed)|{(j.arm.name, j.seed):BUSY for j in busy}
     say(f"{sum(v==DONE for v in found.values())} of {len(jobs)} runs are there after {(time.perf_counter()-start)/60:.1f} min")
     return found
+
+# %% ../nbs/20_ablations.ipynb #38ec6071
+REVISITED = 256  # Questions
+TOOLS,LOOKS = "tools","attention"  # Splits of the rows that come of it
+
+def revisit_rows(
+    job:Job,          # A finished run, its policy in its folder
+    made:Mapping,     # One of its rows
+    out:str|Path,     # Where data is kept
+)->list[dict]:        # Tool-assisted answers as in `evaluation_rows`; and, of each stream, the attention on the target in each layer: `share`, by chance `area`
+    "Ask a trained policy again: with crops, and for its attention"
+    s = job.arm.setting
+    if s.steps and not (job.folder/"config.json").exists():
+        raise InputError(f"the trained policy of {job.arm.name}, seed {job.seed}, is not in {str(job.folder)!r}: give the --out of its run, or delete its rows and run it again")
+    policy,samples = load_policy(job.folder if s.steps else s.policy),scenes_for(s, "test", job.seed, out)
+    asked,truths = samples[:min(REVISITED, len(samples))],read_truths(samples)
+    common = {k:made[k] for k in ("arm", "studies", "seed", "key", "code", "setting")}|dict(
+        versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())
+    start = time.perf_counter()
+    tools = evaluation_rows(evaluate(policy, asked, ("textual", "grounded", "crops", "crops+union"), progress=False), truths)
+    between = time.perf_counter()
+    looks = target_shares(policy, asked, progress=False)
+    end,rows = time.perf_counter(),[common|r|dict(split=TOOLS, seconds=round(between-start, 1)) for r in tools]
+    for mode in ("textual", "grounded"):
+        of = [r for r in looks if r["mode"]==mode]
+        if of: rows.append(common|dict(split=LOOKS, mode=mode, n=len(of), seconds=round(end-between, 1), area=round(fmean(r["baseline"] for r in of), 4),
+                                       share=[round(fmean(layer), 4) for layer in zip(*(r["share"] for r in of))]))
+    return rows
+
+def revisit(
+    arms:Sequence[Arm],           # From `ARMS`
+    seeds:Sequence[int]=(0,),     # Of each arm
+    out:str|Path="runs/ablate",   # Where runs, data and trained policies are kept
+    results:str|Path="nbs/results", # Where rows are stored
+    say:Callable[[str], None]=print, # Who is told about the progress
+)->int:                           # How many runs have rows of this kind now
+    "Make the rows that need trained policies, of all runs that are finished and lack them"
+    done = 0
+    for j in jobs_for(arms, seeds, out):
+        own = [r for r in read_rows(results) if r["key"]==j.key and (r["arm"], r["seed"])==(j.arm.name, j.seed)]
+        if not own: say(f"{j.arm.name}, seed {j.seed}: there is no finished run to revisit")
+        else:
+            if not any(r["split"]==TOOLS for r in own):
+                append_rows(revisit_rows(j, own[0], out), results)
+                say(f"{j.arm.name}, seed {j.seed}: revisited")
+            done += 1
+    return done
+
+# %% ../nbs/20_ablations.ipynb #c81ade03
+def t95(
+    freedom:int # Degrees of it, at least 1
+)->float:
+    "95% of Student's t lie within so many standard errors"
+    angle = np.linspace(0, np.pi/2, 10_001)
+    height = np.cos(angle)**(freedom-1)
+    area = np.concatenate([[0], np.cumsum(height[1:]+height[:-1])])
+    return float(math.sqrt(freedom)*np.tan(np.interp(.95*area[-1], area, angle)))
+
+class Estimate(NamedTuple):
+    "A mean with its 95% interval"
+    mean: float
+    low: float   # nan: nothing can be said, of a difference with one seed
+    high: float
+    seeds: int
+
+class Measured(NamedTuple):
+    "One number of each seed; the difference of two is taken seed by seed"
+    by_seed: dict        # Seed to number
+    n: int|None = None   # Questions behind each
+    share: bool = False  # It is a share of these questions
+    def __sub__(self, other):
+        return Measured({s:v-other.by_seed[s] for s,v in self.by_seed.items() if s in other.by_seed}, min((m.n for m in (self, other) if m.n), default=None))
+    @property
+    def estimate(self)->Estimate|None: # None: there is no number
+        xs,nothing = list(self.by_seed.values()),math.nan
+        if not xs: return None
+        mean,low,high = fmean(xs),nothing,nothing
+        if len(set(xs))>1:
+            half = t95(len(xs)-1)*stdev(xs)/math.sqrt(len(xs))
+            low,high = mean-half,mean+half
+        elif self.share: low,high = wilson(mean*self.n, self.n)  # one seed, or nothing was trained and all seeds are the same
+        return Estimate(mean, low, high, len(xs))
+
+def verdict(
+    e:Estimate|None # Of what is claimed to be above 0
+)->str:             # `holds`, `does not hold` or `undecided`
+    "What an interval says about a claim"
+    if e is None: return "not run yet"
+    return "undecided" if e.seeds<2 or not (e.low>0 or e.high<0) else "holds" if e.low>0 else "does not hold"
+
+# %% ../nbs/20_ablations.ipynb #d4509804
+def measured(
+    rows:Sequence[dict],  # From `read_rows`
+    arm:str,              # Its name
+    split:str="test",     # `test`, `shifted`, `train`, `tools`, `attention`; or `training`
+    mode:str="textual",   # How was asked; of `training`: `first` or `last`
+    what:str="accuracy",  # A number of the row, of what its texts said, or a curve; `share@k`: of layer k; `bins@k`: accuracy in a bin of IoU
+)->Measured:
+    "A number of every seed"
+    what,_,k = what.partition("@")
+    at = None if split=="training" else mode
+    own = {r["seed"]:r for r in rows if r["arm"]==arm and r["split"]==split and at in (None, r["mode"])}
+    def number(r):
+        if split=="training":
+            curve = [v for v in r["curves"].get(what, ()) if v is not None]
+            return curve[-1 if mode=="last" else 0] if curve else None
+        v = r[what] if what in r else r.get("said", {}).get(what)
+        if what=="bins": return v[int(k)][1]/v[int(k)][0] if v[int(k)][0] else None
+        return v[int(k)] if k else v
+    found = {seed:v for seed,r in sorted(own.items()) if (v := number(r)) is not None}
+    def questions(r): return r["bins"][int(k)][0] if what=="bins" else r.get("n")
+    return Measured(found, min((questions(own[s]) for s in found), default=None) if split!="training" else None, what in ("accuracy", "bins"))
+
+def commands_for(
+    wanted:Sequence[tuple] # What `measured` is asked for: arm, and perhaps split, mode, number
+)->str:
+    "How to make rows that are missing"
+    again = any(w[1:2] in ((TOOLS,), (LOOKS,)) for w in wanted)
+    return f"`ivgr ablate --arm {' '.join(dict.fromkeys(w[0] for w in wanted))} --seeds 0 1 2{' --revisit' if again else ''}`"
+
+class Comparison(NamedTuple):
+    "Two things to measure, the first less the second"
+    name: str
+    a: tuple     # As `measured` takes it
+    b: tuple
+    def of(self, rows): return measured(rows, *self.a)-measured(rows, *self.b)
+
+def tell(
+    rows:Sequence[dict], # From `read_rows`
+    c:Comparison,        # What is compared
+)->str:
+    "A comparison in words"
+    e = c.of(rows).estimate
+    if e is None: return f"{c.name}: not run yet ({commands_for([c.a, c.b])})"
+    seeds = f"{e.seeds} seed{'s'*(e.seeds>1)}"
+    if math.isnan(e.low): return f"{c.name}: {e.mean:+.3f} ({seeds}, no interval): undecided"
+    said = {"holds":"higher", "does not hold":"lower"}.get(verdict(e), "undecided")
+    return f"{c.name}: {e.mean:+.3f} (95% {e.low:+.3f} to {e.high:+.3f}, {seeds}): {said}"
+
+# %% ../nbs/20_ablations.ipynb #59666f30
+_MARKED = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+_LATER = "not run yet"
+
+def _panels(height, rows=1, columns=1, **shared):
+    fig = _figure(5.4, height)
+    fig.set_layout_engine("constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, **shared)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return fig,axes
+
+def _error(e): return [[0 if math.isnan(e.low) else max(0, e.mean-e.low)], [0 if math.isnan(e.high) else max(0, e.high-e.mean)]]
+
+def _mark(ax, m, x, y, k, across): # A number of every seed, at `x` on the horizontal or at `y` on the vertical axis
+    colour,marker = _MARKED[k]
+    xs,e = list(m.by_seed.values()),m.estimate
+    at = [y if across else x]*len(xs)
+    if len(xs)>1: ax.scatter(*((xs, at) if across else (at, xs)), s=10, color=colour, marker=marker, alpha=.7, lw=0, zorder=4)
+    ax.errorbar(*((e.mean, y) if across else (x, e.mean)), **{"xerr" if across else "yerr":_error(e)}, color=colour, marker=marker, ms=6.5, mfc="white", mew=1.4, elinewidth=1.2, capsize=2.5)
+
+def _legend(ax, names, styles=_MARKED, ls="", columns=3): # Above the panel
+    from matplotlib.lines import Line2D
+    ax.legend([Line2D([], [], color=c, marker=m, ls=ls, ms=5, mfc=c if ls else "white", mew=1.4) for c,m in styles[:len(names)]], names, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns,
+              fontsize=8, frameon=False, borderaxespad=.1, handletextpad=.3, columnspacing=1)
+
+def _asked(found): # Of numbers: questions behind each
+    ns = sorted({m.n for m in found if m.by_seed and m.n})
+    return "" if not ns else f"n = {ns[0]}" if len(ns)==1 else f"n = {ns[0]} to {ns[-1]}"
+
+def _labels(series): # Names for the legend, with the number of questions where it differs
+    told = {name:_asked(found) for name,found in series.items()}
+    return [f"{name} ({n})" if n and len(set(told.values()))>1 else name for name,n in told.items()]
+
+def _caption(fig, found, lines=False): # What is drawn, below it
+    found = [m for m in found if m.by_seed]
+    counts = sorted({len(m.by_seed) for m in found})
+    if not counts: return
+    said = f"{counts[0]} to {counts[-1]} seeds" if len(counts)>1 else f"{counts[0]} seed{'s'*(counts[0]>1)}"
+    n = _asked(found)
+    if lines: said += "; thin: each seed, thick: their mean"
+    else: said += f"{f'; {n} questions'*bool(n)}; small points: seeds; bars: 95% over seeds"+", of one seed over questions"*(counts[0]==1 and any(m.share for m in found))
+    fig.supxlabel(said, fontsize=7.5, x=.01, ha="left")
+
+def _lanes(
+    ax,       # To draw on
+    lanes,    # Arms or places
+    series,   # Name to a dict from lane to `Measured`
+    xlabel,   # What is measured
+    columns=3,# Of the legend
+):
+    "Numbers of several kinds, a lane for each arm"
+    for k,(name,found) in enumerate(series.items()):
+        for i,lane in enumerate(lanes):
+            if found[lane].by_seed: _mark(ax, found[lane], None, i+.2*(k-(len(series)-1)/2), k, True)
+    for i,lane in enumerate(lanes):
+        if not any(found[lane].by_seed for found in series.values()): ax.text(.02, i, _LATER, transform=ax.get_yaxis_transform(), fontsize=8, color="#777777", va="center")
+        if i: ax.axhline(i-.5, color="#dddddd", lw=.6)
+    ax.set_yticks(range(len(lanes)), lanes)
+    ax.set(ylim=(len(lanes)-.5, -.5))
+    if any(m.share for found in series.values() for m in found.values()): ax.set_xlim(max(ax.get_xlim()[0], -.02), min(ax.get_xlim()[1], 1.02))
+    ax.set_xlabel(xlabel, fontsize=9)
+    _legend(ax, _labels({name:list(found.values()) for name,found in series.items()}), columns=columns)
+
+def _lane_figure(lanes, series, xlabel, path, zero=False, columns=3):
+    fig,axes = _panels(1.2+.17*len(lanes)*max(2, len(series)))
+    _lanes(axes[0,0], lanes, series, xlabel, columns)
+    if zero: axes[0,0].axvline(0, color="#222222", lw=.8, ls=":")
+    _caption(fig, [m for found in series.values() for m in found.values()])
+    return _finish(fig, path)
+
+def _splits(rows, arms, splits=("test", "shifted"), mode="textual"): return {split:{a:measured(rows, a, split, mode) for a in arms} for split in splits}
+
+def arms_with(
+    rows:Sequence[dict] # From `read_rows`
+)->list[str]:           # Those of the components in any case, and all others on the same scenes that were run
+    "Arms that can be compared"
+    there = {r["arm"] for r in rows if r["split"]=="test"}
+    return [a for a in ARMS if a in STUDIES["components"] or a in there and "@" not in a]
+
+# %% ../nbs/20_ablations.ipynb #3d2c96d8
+def _versus(*arms, first="full"): # `first` against each
+    return tuple(Comparison(f"`{first}` minus `{b}`", (first,), (b,)) for b in arms)
+
+def _modes(*arms): return tuple(Comparison(f"`{a}`, textual minus grounded", (a,), (a, "test", "grounded")) for a in arms)
+
+def _grown(arm, what, name): return Comparison(f"`{arm}`, {name}, end minus beginning", (arm, "training", "last", what), (arm, "training", "first", what))
+
+def _compared(): # Of each figure
+    return {
+        "components": (*_versus("dual", "batch", "textual-2n", "textual"), *_versus("textual-2n", "textual", first="dual")),
+        "teachers": _versus("tau-0", "tau-0.5", "tau-0.7", "bad-teacher", "random-teacher", "anneal"),
+        "judges": (*_versus("wrong-10", "wrong-20", "wrong-40", "policy-judge"), *_versus("doubt-1", "doubt-4", first="doubt-expected")),
+        "modes": _modes("start", "textual-2n", "grounded-2n", "dual", "full"),
+        "bins": tuple(Comparison(f"`full`, IoU {low:g} to {high:g}, textual minus grounded", ("full", "test", "textual", f"bins@{k}"), ("full", "test", "grounded", f"bins@{k}"))
+                      for k,(low,high) in enumerate(zip(IOU_BINS, IOU_BINS[1:]))),
+        "shares": (_grown("full", "teacher/1.0", "share of 1.0"), _grown("full", "teacher/0.0", "share of 0.0"),
+                   _grown("full", "teacher_right/1.0", "share of 1.0 among right answers"), _grown("full", "teacher_right/0.0", "share of 0.0 among right answers"),
+                   Comparison("share of 1.0 at the end, `full` minus `dual`", ("full", "training", "last", "teacher/1.0"), ("dual", "training", "last", "teacher/1.0"))),
+        "omission": tuple(Comparison(f"{kind} {how}, `{a}` minus `{b}`", (a, "test", "textual", f"{kind}_{how}"), (b, "test", "textual", f"{kind}_{how}"))
+                          for kind,how in (("facts", "mentioned"), ("facts", "right"), ("where", "right")) for a,b in (("full", "start"), ("full", "dual"), ("coverage", "full"), ("facts", "full"))),
+        "rollouts": _versus("n-2", "n-4", "n-16"),
+        "map": tuple(Comparison(f"{place}, `full` minus `{b}`", (f"full@{place}",), (f"{b}@{place}",)) for place in PLACES for b in ("dual", "textual-2n")),
+        "memory": tuple(Comparison(f"`{a}`, training scenes minus test scenes", (a, "train"), (a, "test")) for a in ("textual-2n", "dual", "full")),
+        "tools": tuple(Comparison(f"`{a}`, {tool} minus textual", (a, TOOLS, tool), (a, TOOLS, "textual")) for a in ("start", "dual", "full") for tool in ("crops", "crops+union")),
+        "looks": tuple(Comparison(f"attention on the target, {name}, `full` minus `{b}`", ("full", LOOKS, "textual", f"share@{k}"), (b, LOOKS, "textual", f"share@{k}"))
+                       for k,name in ((-1, "last layer"), (1, "layer 2")) for b in ("dual", "start"))}
+
+COMPARED = _compared()
+
+def conclude(
+    rows:Sequence[dict], # From `read_rows`
+    figure:str,          # One of `COMPARED`
+)->str:                  # Markdown
+    "What a figure shows, in words, as far as there are rows"
+    told,later = [tell(rows, c) for c in COMPARED[figure] if c.of(rows).by_seed],[c for c in COMPARED[figure] if not c.of(rows).by_seed]
+    wanted = [w for c in later for w in (c.a, c.b) if not measured(rows, *w).by_seed]
+    missing = [f"Not run yet, or without such replies: {', '.join(c.name for c in later)}. To run: {commands_for(wanted or [c.a for c in later])}"]*bool(later)
+    return "\n".join(f"- {t}" for t in told+missing)
+
+# %% ../nbs/20_ablations.ipynb #a4f159ef
+def tuning_table(
+    rows:Sequence[dict] # From `read_rows`
+)->str:                 # Markdown
+    "Accuracy of textual answers on validation scenes, for each learning rate and number of visits"
+    lines,used = [],Setting()
+    for name in STUDIES["tune"]:
+        s,m = ARMS[name].setting,measured(rows, name, "validation")
+        e = m.estimate
+        found = commands_for([(name,)]) if e is None else f"{e.mean:.3f}"+("" if math.isnan(e.low) else f" ({e.low:.3f} to {e.high:.3f})")+f", {e.seeds} seed{'s'*(e.seeds>1)}, n = {m.n}"
+        same = (s.learning_rate, s.visits)==(used.learning_rate, used.visits)
+        lines.append(f"| {'both streams, full method' if len(s.streams)>1 else 'textual only, same compute'} | {s.learning_rate:g} | {s.visits} | {found}{' (used)'*same} |")
+    return "| arm | learning rate | visits to a scene | accuracy (95%) |\n|---|---|---|---|\n"+"\n".join(lines)
+
+# %% ../nbs/20_ablations.ipynb #bfdd548a
+def draw_components(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it: `.png`, `.pdf`, `.svg`
+)->Figure:
+    "Accuracy of textual answers, with parts of the method left out"
+    arms = STUDIES["components"]
+    return _lane_figure(arms, _splits(rows, arms, ("test", "shifted", "train")), "accuracy of textual answers", path)
+
+# %% ../nbs/20_ablations.ipynb #c4513f1a
+def draw_teachers(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual answers, with other references"
+    arms = dict.fromkeys((*STUDIES["teacher"], *STUDIES["anneal"]))
+    return _lane_figure(list(arms), _splits(rows, arms), "accuracy of textual answers", path)
+
+# %% ../nbs/20_ablations.ipynb #30c291fb
+def draw_judges(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual answers, with judges that err or doubt"
+    return _lane_figure(STUDIES["judge"], _splits(rows, STUDIES["judge"]), "accuracy of textual answers", path)
+
+# %% ../nbs/20_ablations.ipynb #9a1fed19
+def draw_modes(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual and grounded answers; the first lane is before training"
+    arms = arms_with(rows)
+    return _lane_figure(arms, {mode:{a:measured(rows, a, "test", mode) for a in arms} for mode in ("textual", "grounded")}, "accuracy on test scenes", path)
+
+# %% ../nbs/20_ablations.ipynb #7819c377
+ANALYSED = ("start", "dual", "full")  # Before training, and with and without the consistency reward
+
+def _stack(arms, draw, names, path, xlabel, ylabel, height=1.5, ls="", styles=_MARKED): # A panel for each arm, one below the other; `draw` returns what it has drawn
+    fig,axes = _panels(height*len(arms)+.9, len(arms), sharex=True, sharey=True)
+    drawn = []
+    for arm,ax in zip(arms, axes[:,0]):
+        ax.set(ylim=(0, 1))
+        ax.set_ylabel(ylabel, fontsize=9)
+        ax.set_title(arm, loc="right", fontsize=9, weight="bold")
+        new = draw(ax, arm)
+        drawn += new
+        if not any(m.by_seed for m in new): ax.text(.5, .5, _LATER, transform=ax.transAxes, fontsize=8, color="#777777", ha="center")
+    _legend(axes[0,0], names, styles, ls, 4)
+    axes[-1,0].set_xlabel(xlabel, fontsize=9)
+    _caption(fig, drawn, bool(ls))
+    return _finish(fig, path)
+
+def draw_bins(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual and grounded answers, by how good the grounded reply's boxes are"
+    edges = list(zip(IOU_BINS, IOU_BINS[1:]))
+    def draw(ax, arm):
+        found = [[measured(rows, arm, "test", mode, f"bins@{b}") for b in range(len(edges))] for mode in ("textual", "grounded")]
+        for k,of in enumerate(found):
+            for b,m in enumerate(of):
+                if m.by_seed: _mark(ax, m, b+.16*(k-.5), None, k, False)
+        for b,m in enumerate(found[0]):
+            if m.by_seed: ax.annotate(f"n = {m.n}", (b, .03), fontsize=7, ha="center", color="#555555")
+        ax.set_xticks(range(len(edges)), [f"{low:g} to {high:g}" for low,high in edges])
+        ax.set_xlim(-.5, len(edges)-.5)
+        return [m for of in found for m in of]
+    return _stack(ANALYSED, draw, ("textual", "grounded"), path, "IoU of the grounded reply's boxes (n: of the seed with fewest)", "accuracy")
+
+# %% ../nbs/20_ablations.ipynb #4f822a66
+_LEVELS = dict(zip((1.0, 0.7, 0.3, 0.0), (("#0072B2", "o"), ("#56B4E9", "P"), ("#E69F00", "v"), ("#D55E00", "s"))))
+
+def _curve(ax, rows, arm, name, colour, marker): # A thin line for each seed, their mean with markers; returns the last values
+    curves = {r["seed"]:[math.nan if v is None else v for v in r["curves"][name]] for r in rows if r["arm"]==arm and r["split"]=="training" and name in r["curves"]}
+    def at(n): return [(k+.5)/n for k in range(n)]
+    for c in curves.values():
+        if len(curves)>1: ax.plot(at(len(c)), c, color=colour, lw=.5, alpha=.5)
+    means = [fmean(there) if (there := [v for v in vs if not math.isnan(v)]) else math.nan for vs in zip(*curves.values())]
+    if means: ax.plot(at(len(means)), means, color=colour, lw=1.5, marker=marker, ms=4, markevery=max(1, len(means)//7))
+    return measured(rows, arm, "training", "last", name)
+
+def draw_shares(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Share of each judge score over training, of all texts and of those with a right answer"
+    panels = {"dual, all":("dual", "teacher"), "dual, right answers":("dual", "teacher_right"), "full, all":("full", "teacher"), "full, right answers":("full", "teacher_right")}
+    def draw(ax, panel):
+        arm,name = panels[panel]
+        ax.set_xlim(0, 1)
+        return [_curve(ax, rows, arm, f"{name}/{level}", *style) for level,style in _LEVELS.items()]
+    return _stack(list(panels), draw, [str(s) for s in _LEVELS], path, "share of the training that is done", "share of texts", 1.3, "-", styles=tuple(_LEVELS.values()))
+
+# %% ../nbs/20_ablations.ipynb #e7c78669
+_SILENCE = {"dual":0, "full":1, "coverage":2, "facts":3}  # Arms over training, and their markers
+
+def draw_omission(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Facts that texts mention and that they say rightly, over training and at the end of it"
+    arms = arms_with(rows)
+    arms += [a for a in STUDIES["omission"] if a not in arms]
+    fig,axes = _panels(6.1+.33*len(arms), 3, height_ratios=(2.2, 2.2, .4+.33*len(arms)))
+    for ax,how in zip(axes[:2,0], ("mentioned", "right")):
+        found = [_curve(ax, rows, arm, f"textual/facts_{how}", *_MARKED[k]) for arm,k in _SILENCE.items()]
+        if not any(m.by_seed for m in found): ax.text(.5, .5, _LATER, transform=ax.transAxes, fontsize=8, color="#777777", ha="center")
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        ax.set_ylabel(f"facts {how}", fontsize=9)
+    axes[1,0].set_xlabel("share of the training that is done", fontsize=9)
+    _legend(axes[0,0], list(_SILENCE), ls="-", columns=4)
+    series = {f"{kind} {how}":{a:measured(rows, a, "test", "textual", f"{kind}_{how}") for a in arms} for kind in ("facts", "where") for how in ("mentioned", "right")}
+    _lanes(axes[2,0], arms, series, "share of the true facts (where: of the regions), test scenes", 2)
+    _caption(fig, [m for of in series.values() for m in of.values()])
+    return _finish(fig, path)
+
+# %% ../nbs/20_ablations.ipynb #6aa2144a
+def draw_rollouts(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual and grounded answers, by the number of rollouts per stream"
+    fig,axes = _panels(3)
+    ax,drawn = axes[0,0],{"textual":[], "grounded":[]}
+    sizes = {a:ARMS[a].setting.n_rollouts for a in STUDIES["rollouts"]}
+    for k,(mode,found) in enumerate(drawn.items()):
+        for arm,n in sizes.items():
+            found.append(m := measured(rows, arm, "test", mode))
+            if m.by_seed: _mark(ax, m, math.log2(n)+.1*(k-.5), None, k, False)
+    for arm,n in sizes.items():
+        if not measured(rows, arm).by_seed: ax.text(math.log2(n), .5, _LATER, transform=ax.get_xaxis_transform(), fontsize=8, color="#777777", ha="center", rotation=90)
+    ax.set_xticks([math.log2(n) for n in sizes.values()], sizes.values())
+    ax.set_xlim(math.log2(min(sizes.values()))-.5, math.log2(max(sizes.values()))+.5)
+    ax.set_xlabel("rollouts per stream, N", fontsize=9)
+    ax.set_ylabel("accuracy on test scenes", fontsize=9)
+    _legend(ax, _labels(drawn))
+    _caption(fig, [m for found in drawn.values() for m in found])
+    return _finish(fig, path)
+
+# %% ../nbs/20_ablations.ipynb #82f6f208
+def draw_map(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "What training gains, place by place"
+    places = {"mixed":"", **{place:f"@{place}" for place in PLACES}}
+    gains = {arm:{place:measured(rows, arm+at)-measured(rows, f"start{at}") for place,at in places.items()} for arm in ("textual-2n", "dual", "full")}
+    return _lane_figure(list(places), gains, "gain of textual accuracy over the untrained policy", path, zero=True)
+
+# %% ../nbs/20_ablations.ipynb #3d7a5106
+def draw_memory(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy on the scenes of the training, beside scenes that no training saw"
+    arms = arms_with(rows)
+    return _lane_figure(arms, _splits(rows, arms, ("train", "test")), "accuracy of textual answers", path)
+
+# %% ../nbs/20_ablations.ipynb #67824fca
+def draw_tools(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual answers without crops, with crops, and with the union crop as well"
+    return _lane_figure(ANALYSED, {mode:{a:measured(rows, a, TOOLS, mode) for a in ANALYSED} for mode in ("textual", "crops", "crops+union")}, "accuracy on test scenes", path)
+
+# %% ../nbs/20_ablations.ipynb #5b517086
+def draw_looks(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Attention on the target in each layer"
+    fig,axes = _panels(3)
+    ax,drawn = axes[0,0],[]
+    layers = max((len(r["share"]) for r in rows if r["split"]==LOOKS), default=0)
+    for k,arm in enumerate(ANALYSED):
+        for layer in range(layers):
+            drawn.append(m := measured(rows, arm, LOOKS, "textual", f"share@{layer}"))
+            if m.by_seed: _mark(ax, m, layer+1+.12*(k-1), None, k, False)
+    if layers: ax.axhline(fmean(r["area"] for r in rows if r["split"]==LOOKS), color="#222222", lw=1, ls=":")
+    else: ax.text(.5, .5, _LATER, transform=ax.transAxes, fontsize=8, color="#777777", ha="center")
+    ax.set_xticks(range(1, layers+1))
+    ax.set_xlabel("layer (dotted: the target's share of the image, which is chance)", fontsize=9)
+    ax.set_ylabel("attention on the target", fontsize=9)
+    ax.set_ylim(0, None)
+    _legend(ax, ANALYSED)
+    _caption(fig, drawn)
+    return _finish(fig, path)
+
+# %% ../nbs/20_ablations.ipynb #4f1bba5b
+class Claim(NamedTuple):
+    "Something that would show as a difference above 0"
+    name: str
+    a: tuple             # As `measured` takes it
+    b: tuple
+    why: tuple = ()      # What else was measured: name, and what `measured` takes, for both
+    ours: bool = False   # The paper does not say so
+
+def _at(words, what, *where): return lambda a, b: (words, (a, *where, what), (b, *where, what))
+_END,_SAYS = ("training", "last"),("test", "textual")
+_RIGHT_FACTS = _at("true facts said rightly", "facts_right", *_SAYS)
+_WRONG_TEXTS = _at("texts that contradict the truth", "truth/0.0", *_SAYS)
+_AGREES = _at("texts that agree with the teacher at the end of training", "teacher/1.0", *_END)
+_DIFFERS = _at("queries whose texts differ in score at the end", "teacher/differs", *_END)
+_KNOWN = _at("queries with a reference at the end", "archive/coverage", *_END)
+_AHEAD = ("right answers in training, grounded beside textual", ("full", *_END, "grounded/accuracy"), ("full", *_END, "textual/accuracy"))
+
+def _claim(name, a, b, *why, ours=False): return Claim(name, (a,), (b,), tuple(w(a, b) if callable(w) else w for w in why), ours)
+
+def _within(name, arm, more, less, *why, ours=False): return Claim(name, (arm, *more), (arm, *less), why, ours)
+
+_GROUNDED = ("test", "grounded")
+CLAIMS = (
+    _claim("The whole method beats textual-only GRPO: same textual rollouts, twice the compute", "full", "textual", _RIGHT_FACTS),
+    _claim("The whole method beats textual-only GRPO: same compute", "full", "textual-2n", _RIGHT_FACTS),
+    _claim("A second, grounded stream alone helps textual answers: same textual rollouts", "dual", "textual", _RIGHT_FACTS),
+    _claim("A second, grounded stream alone helps textual answers: same compute", "dual", "textual-2n", _RIGHT_FACTS),
+    _claim("Consistency helps", "full", "dual", _AHEAD, _DIFFERS, _AGREES, _RIGHT_FACTS),
+    _claim("The archive helps", "full", "batch", _KNOWN, _DIFFERS),
+    _claim("tau matters: a teacher above 0.3 is better than any right one", "full", "tau-0", _KNOWN, _WRONG_TEXTS),
+    _claim("tau matters: 0.3 is better than 0.7, which leaves fewer references", "full", "tau-0.7", _KNOWN, _WRONG_TEXTS),
+    _claim("A bad teacher hurts", "full", "bad-teacher", _KNOWN, _WRONG_TEXTS),
+    _claim("A bad teacher is worse than none", "dual", "bad-teacher", _WRONG_TEXTS, ours=True),
+    _claim("A judge that is wrong about 40% hurts", "full", "wrong-40", _WRONG_TEXTS),
+    _claim("The mean of four judgements is better than one", "doubt-4", "doubt-1"),
+    _claim("The expected score is better than one judgement", "doubt-expected", "doubt-1", ours=True),
+    _within("Textual answers beat grounded ones after full training", "full", ("test", "textual"), _GROUNDED,
+            ("true facts said rightly, textual beside grounded", ("full", *_SAYS, "facts_right"), ("full", *_GROUNDED, "facts_right"))),
+    _within("Textual answers beat grounded ones after grounded-only training", "grounded-2n", ("test", "textual"), _GROUNDED),
+    _within("Textual answers beat grounded ones even where boxes are good (IoU above 0.7)", "full", ("test", "textual", "bins@4"), ("test", "grounded", "bins@4")),
+    _within("Score 1.0 becomes more frequent over training", "full", (*_END, "teacher/1.0"), ("training", "first", "teacher/1.0"),
+            ("facts mentioned, end beside beginning", ("full", *_END, "textual/facts_mentioned"), ("full", "training", "first", "textual/facts_mentioned"))),
+    _within("Score 0.0 becomes rarer over training", "full", ("training", "first", "teacher/0.0"), (*_END, "teacher/0.0"),
+            ("facts mentioned, beginning beside end", ("full", "training", "first", "textual/facts_mentioned"), ("full", *_END, "textual/facts_mentioned"))),
+    _within("Score 1.0 becomes more frequent among right answers too", "full", (*_END, "teacher_right/1.0"), ("training", "first", "teacher_right/1.0")),
+    Claim("With consistency, the last layer looks at the target more", ("full", LOOKS, "textual", "share@-1"), ("dual", LOOKS, "textual", "share@-1"),
+          (("the same in layer 2", ("full", LOOKS, "textual", "share@1"), ("dual", LOOKS, "textual", "share@1")),
+           ("the target's share of the image", ("full", LOOKS, "textual", "area"), ("dual", LOOKS, "textual", "area")))),
+    _within("Crops and union crop help the trained policy", "full", (TOOLS, "crops+union"), (TOOLS, "textual")),
+    _within("The union crop adds to the crops", "full", (TOOLS, "crops+union"), (TOOLS, "crops")),
+    _claim("More rollouts per stream help: N = 8 against 2", "full", "n-2"),
+    Claim("Consistency survives silence: texts say more facts rightly than without it", ("full", *_SAYS, "facts_right"), ("dual", *_SAYS, "facts_right"),
+          (_at("facts mentioned", "facts_mentioned", *_SAYS)("full", "dual"), _at("regions mentioned", "where_mentioned", *_SAYS)("full", "dual"),
+           _at("regions right", "where_right", *_SAYS)("full", "dual")), True),
+    _claim("Scoring coverage is better than the paper's table", "coverage", "full", _RIGHT_FACTS, ours=True),
+    _claim("Scoring facts one by one is better than the paper's table", "facts", "full", _RIGHT_FACTS, ours=True),
+    _claim("The best grounded rollout is a better teacher than any right one by chance", "full", "random-teacher", _WRONG_TEXTS, ours=True),
+    _claim("Fading consistency out is better than keeping it", "anneal", "full", ours=True),
+    _claim("The exact judge is better than the policy's own frozen base", "full", "policy-judge", _WRONG_TEXTS, ours=True),
+    Claim("Consistency improves the boxes of grounded answers", ("full", *_GROUNDED, "box"), ("dual", *_GROUNDED, "box"), ours=True))
+
+def _where(arm, split="test", mode="textual", what="accuracy"): # In the table
+    more = [split]*(split!="test")+[mode]*(mode!="textual" or split!="test")+[what]*(what!="accuracy")
+    return f"`{arm}`"+(f" ({', '.join(more)})" if more else "")
+
+def claims_table(
+    rows:Sequence[dict] # From `read_rows`
+)->str:                 # Markdown
+    "What holds, what does not, and what is undecided"
+    lines,decided = [],0
+    for c in CLAIMS:
+        m = measured(rows, *c.a)-measured(rows, *c.b)
+        e,tested = m.estimate,f"{_where(*c.a)} minus {_where(*c.b)}"
+        if e is None:
+            missing = [w for w in (c.a, c.b) if not measured(rows, *w).by_seed]
+            lines.append((c, tested, "not run yet", "", commands_for(missing or [c.a, c.b])))
+            continue
+        decided += verdict(e)!="undecided"
+        reach = "" if math.isnan(e.low) else f" ({e.low:+.3f} to {e.high:+.3f})"
+        why = [f"{words} {a.mean:.2f} against {b.mean:.2f}" for words,*sides in c.why for a,b in [[measured(rows, *s).estimate for s in sides]] if a and b]
+        lines.append((c, tested, f"{e.mean:+.3f}{reach}", f"{e.seeds} seed{'s'*(e.seeds>1)}"+(f", n = {m.n}" if m.n else ""), f"**{verdict(e)}**"+(": "+"; ".join(why) if why else "")))
+    run = sum(l[2]!="not run yet" for l in lines)
+    head = f"{run} of {len(CLAIMS)} claims have been tested, {decided} of them are decided at this scale. "
+    if run: head += f"At 95%, about {run*.05:.1f} of {run} verdicts would come by chance alone if nothing had any effect. "
+    if full := measured(rows, "full").by_seed:
+        low,high = wilson(fmean(full.values())*(n := measured(rows, "full").n), n)
+        head += f"The intervals say what training again would change; other questions of the same kind (n = {n}) would move an accuracy by up to {(high-low)/2:.3f}, mostly in all arms alike. "
+    table = "\n".join(f"| {c.name}{' *(not in the paper)*' if c.ours else ''} | {' | '.join(cells)} |" for c,*cells in lines)
+    return f"{head}\n\n| claim | tested | effect (95% interval over seeds) | of | verdict, and what else was measured |\n|---|---|---|---|---|\n{table}"
