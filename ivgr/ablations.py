@@ -475,8 +475,8 @@ def read_rows(
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try: rows = [json.loads(l) for l in lines]
     except ValueError as e: raise InputError(f"{str(path)!r} is damaged ({e}): delete the broken line") from None
-    latest = {(r["arm"], r["seed"]):r["key"] for r in rows}
-    return list({tuple(r[k] for k in ("arm", "seed", "split", "mode")):r for r in rows if r["key"]==latest[r["arm"], r["seed"]]}.values())
+    latest,kept = {(r["arm"], r["seed"]):r["key"] for r in rows},{tuple(r[k] for k in ("arm", "seed", "split", "mode")):r for r in rows}
+    return [r for r in kept.values() if r["key"]==latest[r["arm"], r["seed"]]]
 
 def append_rows(
     rows:Sequence[dict],  # To store

@@ -330,7 +330,7 @@ def _bench(argv):
 
 # %% ../nbs/26_cli.ipynb #a1bc0a30
 def _ablate(argv):
-    from ivgr.ablations import ARMS,DONE,STUDIES,ablate,jobs_for,read_rows,small,states,states_table
+    from ivgr.ablations import ARMS,DONE,STUDIES,ablate,jobs_for,read_rows,revisit,small,states,states_table
     p = _parser("ablate", "Make the runs of the ablations that are missing, and store what they found.")
     p.add_argument("--study", nargs="+", default=["components"], choices=list(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
     p.add_argument("--arm", nargs="+", default=[], metavar="ARM", help="only these arms, whatever the study")
@@ -340,6 +340,7 @@ def _ablate(argv):
     p.add_argument("--small", action="store_true", help="a few steps and a handful of questions, to see that it works")
     p.add_argument("--out", default="runs/ablate", metavar="DIR", help="where data, logs, answers and trained policies are kept")
     p.add_argument("--results", default=None, metavar="DIR", help="where rows are stored; default nbs/results, with --steps or --small as --out")
+    p.add_argument("--revisit", action="store_true", help="then ask the trained policies again: their attention on the target, and answers with crops")
     p.add_argument("--list", action="store_true", help="say what is there and what is missing, and do nothing")
     a = p.parse_args(argv)
     if unknown := [n for n in a.arm if n not in ARMS]: raise InputError(f"there is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}")
@@ -352,7 +353,9 @@ def _ablate(argv):
         print(states_table(states(jobs_for(arms, a.seeds, a.out), read_rows(results))))
         return 0
     def say(text): print(text, flush=True)
-    return int(set(ablate(arms, a.seeds, a.out, results, a.workers, say).values())!={DONE})
+    found = ablate(arms, a.seeds, a.out, results, a.workers, say)
+    if a.revisit: revisit(arms, a.seeds, a.out, results, say)
+    return int(set(found.values())!={DONE})
 
 # %% ../nbs/26_cli.ipynb #34cd9d5c
 COMMANDS = {"demo":(_demo, "watch the shipped policy improve, in minutes"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import ivgr.ablations as ab
-from ivgr.ablations import ARMS,DONE,FAILED,OLD,TODO,Arm,Setting,ablate,append_rows,jobs_for,read_rows,seconds_left,small,states,states_table
+from ivgr.ablations import (ARMS,DONE,FAILED,OLD,TODO,Arm,Setting,ablate,append_rows,jobs_for,read_rows,revisit,seconds_left,small,
+                            states,states_table)
 from ivgr.core import InputError
 
 TINY = replace(small(ARMS["full"]).setting, steps=1, queries=2, ask=dict(test=2))
@@ -99,3 +100,28 @@ def test_the_table():
     lines = states_table({("a", 0):DONE, ("long name", 0):"40%", ("a", 1):TODO}).splitlines()
     assert lines[0].split()==["arm", "seed", "0", "seed", "1"] and lines[1].split()==["a", "done", "-"]
     assert len({len(l) for l in lines})==1
+
+def test_rows_of_an_earlier_run_are_left_out(tmp_path):
+    row = dict(arm="a", seed=0, mode="textual")
+    append_rows([row|dict(key="1", split=s) for s in ("test", "shifted", "tools")]+[row|dict(key="3", seed=1, split="test")], tmp_path)
+    append_rows([row|dict(key="2", split="test")], tmp_path)
+    assert sorted((r["seed"], r["key"], r["split"]) for r in read_rows(tmp_path))==[(0, "2", "test"), (1, "3", "test")]
+
+def test_finished_runs_are_revisited_once(made, tmp_path):
+    out,arms,_ = made
+    said = []
+    append_rows(read_rows(out), tmp_path)
+    assert revisit(arms, [0], out, tmp_path, said.append)==1
+    assert said==["broken, seed 0: there is no finished run to revisit", "good, seed 0: revisited"]
+    rows = read_rows(tmp_path)
+    assert [(r["split"], r["mode"]) for r in rows[3:]]==[("tools", m) for m in ("textual", "grounded", "crops", "crops+union")]+[("attention", m) for m in ("textual", "grounded")]
+    assert {r["key"] for r in rows}=={jobs_for(arms, [0], out)[1].key} and [r["n"] for r in rows[3:]]==[2]*6
+    assert rows[1]["accuracy"]==rows[3]["accuracy"]  # without tools as before
+    before = (tmp_path/ab.MADE).read_bytes()
+    assert revisit(arms[1:], [0], out, tmp_path, said.append)==1 and (tmp_path/ab.MADE).read_bytes()==before
+    assert seconds_left(jobs_for(arms[1:], [1], out), [], rows, 1)==seconds_left(jobs_for(arms[1:], [1], out), [], rows[:3], 1)
+
+def test_a_policy_that_is_gone_is_told(made, tmp_path):
+    out,arms,_ = made
+    append_rows(read_rows(out), tmp_path)
+    with pytest.raises(InputError, match="trained policy of good, seed 0"): revisit(arms[1:], [0], tmp_path, tmp_path, quiet)
