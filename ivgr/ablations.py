@@ -772,7 +772,7 @@ def tell(
     said = {"holds":"higher", "does not hold":"lower"}.get(verdict(e), "undecided")
     return f"{c.name}: {e.mean:+.3f} (95% {e.low:+.3f} to {e.high:+.3f}, {seeds}): {said}"
 
-# %% ../nbs/20_ablations.ipynb #59666f30
+# %% ../nbs/20_ablations.ipynb #22d09c62
 _MARKED = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 _LATER = "not run yet"
 
@@ -814,7 +814,9 @@ def _caption(fig, found, lines=False): # What is drawn, below it
     said = f"{counts[0]} to {counts[-1]} seeds" if len(counts)>1 else f"{counts[0]} seed{'s'*(counts[0]>1)}"
     n = _asked(found)
     if lines: said += "; thin: each seed, thick: their mean"
-    else: said += f"{f'; {n} questions'*bool(n)}; small points: seeds; bars: 95% over seeds"+", of one seed over questions"*(counts[0]==1 and any(m.share for m in found))
+    else:
+        said += f"; {n} questions"*bool(n)+"; small points: seeds; bars: 95% over seeds"*(counts[-1]>1)
+        if counts[0]==1 and any(m.share for m in found): said += "; one seed: bars: 95% over questions"
     fig.supxlabel(said, fontsize=7.5, x=.01, ha="left")
 
 def _lanes(
@@ -853,7 +855,7 @@ def arms_with(
     there = {r["arm"] for r in rows if r["split"]=="test"}
     return [a for a in ARMS if a in STUDIES["components"] or a in there and "@" not in a]
 
-# %% ../nbs/20_ablations.ipynb #3d2c96d8
+# %% ../nbs/20_ablations.ipynb #60e63bcf
 def _versus(*arms, first="full"): # `first` against each
     return tuple(Comparison(f"`{first}` minus `{b}`", (first,), (b,)) for b in arms)
 
@@ -890,7 +892,7 @@ def conclude(
     "What a figure shows, in words, as far as there are rows"
     told,later = [tell(rows, c) for c in COMPARED[figure] if c.of(rows).by_seed],[c for c in COMPARED[figure] if not c.of(rows).by_seed]
     wanted = [w for c in later for w in (c.a, c.b) if not measured(rows, *w).by_seed]
-    missing = [f"Not run yet, or without such replies: {', '.join(c.name for c in later)}. To run: {commands_for(wanted or [c.a for c in later])}"]*bool(later)
+    missing = [f"Not run yet, or without such replies: {'; '.join(c.name for c in later)}. To run: {commands_for(wanted or [c.a for c in later])}"]*bool(later)
     return "\n".join(f"- {t}" for t in told+missing)
 
 # %% ../nbs/20_ablations.ipynb #a4f159ef
