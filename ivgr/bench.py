@@ -27,12 +27,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from .core import InputError,Sample,rng_for
 from .data import NeedleConfig,attribute_question,make_scene,render
-from .plan import MODELS,Planner,Setting,outline,parts,qwen3_vl,weight_bytes
+from .plan import MODELS,Planner,Setting,outline,qwen3_vl,weight_bytes
 from .policy import TINY_PROMPTS,load_policy,save_policy,tiny_tokenizer
 from .prompts import messages
 from .qlora import LoraSettings,add_lora,lora_targets
 from .trainer import DualStreamConfig,DualStreamTrainer
-from .tree import Policy,Query,backbone,encode
+from .tree import Policy,Query,backbone
 
 # %% ../nbs/25_bench.ipynb #45666e10
 PHASES = ("sampling", "decoding", "reference", "update", "other") # `sampling`: up to the first token of each reply; `decoding`: the others

@@ -11,7 +11,7 @@ __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SP
 
 # %% ../nbs/03_data.ipynb #811da801
 import hashlib,io,json,math,re,shutil,tarfile,zipfile
-from collections.abc import Callable,Iterable,Iterator,Sequence
+from collections.abc import Callable,Iterable,Sequence
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,replace
 from functools import partial

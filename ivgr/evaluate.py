@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .boxes import Frame,convert,distinct_boxes,pairwise_iou,union_box
-from .core import Group,InputError,Rollout,Sample,Stream,rng_for,write_atomic
+from .core import Group,InputError,Sample,Stream,rng_for,write_atomic
 from .data import Encoded,image_size,load_image
 from .judge import SCORES
 from .rewards import base_reward,format_reward,normalise

@@ -8,7 +8,6 @@ __all__ = ['final_answer', 'Requests', 'IvgrPolicy', 'manifest']
 # %% ../nbs/27_lmms.ipynb #2acbf41a
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from .benchmarks import without_shortcut
 from .core import InputError,Sample,write_atomic

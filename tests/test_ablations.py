@@ -1,7 +1,6 @@
 "Many runs: made once, each on its own, and made again only when something that matters has changed"
-import json,os,subprocess,sys,time
+import json,subprocess,sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 

@@ -1,5 +1,5 @@
 "Data as others publish it: damaged images, archives that several processes want at once, and memory."
-import io, multiprocessing, os, random, subprocess, sys, tarfile, warnings
+import io, multiprocessing, os, random, subprocess, sys, tarfile, warnings, zipfile
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, strategies as st
@@ -125,6 +125,28 @@ def test_no_room_is_said_before(tmp_path, home, monkeypatch):
     archive = _archive(tmp_path/'images.tar.gz')
     monkeypatch.setattr('ivgr.data.shutil.disk_usage', lambda p: type('', (), dict(free=1000))())
     with pytest.raises(InputError, match='set HF_HOME to a larger disk'): unpack(archive)
+
+@pytest.mark.parametrize('name', ['../out.bin', '/ivgr-out.bin', 'a/../../out.bin', 'link/out.bin'])
+@pytest.mark.parametrize('kind', ['tar', 'zip'])
+def test_nothing_lands_outside(tmp_path, home, kind, name):
+    "Members that point outside, by their names or through a link, are refused or put inside"
+    archive = tmp_path/f'images.{kind}'
+    if kind=='tar':
+        with tarfile.open(archive, 'w') as tar:
+            if name.startswith('link'):
+                link = tarfile.TarInfo('link')
+                link.type,link.linkname = tarfile.SYMTYPE,str(tmp_path)
+                tar.addfile(link)
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b'bad'))
+    else:
+        with zipfile.ZipFile(archive, 'w') as z: z.writestr(name, b'bad')
+    try: made = [p for p in unpack(archive).rglob('*') if p.is_file()]
+    except InputError as e: assert 'images' in str(e)
+    else: assert [p.resolve().is_relative_to(home.resolve()) for p in made]==[True]
+    everywhere = [p for p in tmp_path.rglob('*.bin') if not p.is_relative_to(home)]+[p for p in (Path('/ivgr-out.bin'),) if p.exists()]
+    assert everywhere==[]
 
 def test_a_new_archive_is_unpacked_anew(tmp_path, home):
     archive = _archive(tmp_path/'images.tar.gz', 2)

@@ -1,5 +1,5 @@
 "The project's own files agree with each other: pins with requirements, website and index with the notebooks"
-import json,re,shutil,subprocess,sys
+import ast,json,re,shutil,subprocess,sys
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
@@ -70,6 +70,61 @@ def test_versions_agree():
     assert yaml.safe_load((ROOT/'CITATION.cff').read_text())['version']==version
     assert f'## {version}' in (ROOT/'CHANGELOG.md').read_text()
     assert ivgr.__version__==version
+
+def test_ruff_finds_nothing():
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode==0, r.stdout+r.stderr
+
+def test_types_hold_where_they_are_checked(tmp_path):
+    r = subprocess.run([sys.executable, '-m', 'mypy', '--cache-dir', str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode==0, r.stdout+r.stderr
+
+def test_nothing_is_unpickled_and_no_foreign_code_is_run():
+    "Weights are safetensors, archives and settings JSON or YAML; what others publish is read, never executed"
+    for f in (ROOT/'ivgr').glob('*.py'):
+        for node in ast.walk(ast.parse(f.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {n.split('.')[0] for n in names if n}&{'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'marshal'}, f"{f.name}: {names}"
+            if not isinstance(node, ast.Call): continue
+            called,given = ast.unparse(node.func),{k.arg:ast.unparse(k.value) for k in node.keywords}
+            assert called not in ('eval', 'exec', 'os.system', 'yaml.load', 'np.fromfile'), f"{f.name}: {called}"
+            assert given.get('trust_remote_code', 'False')=='False' and given.get('allow_pickle', 'False')=='False', f"{f.name}: {ast.unparse(node)}"
+            if called=='torch.load': assert given.get('weights_only')=='True', f"{f.name}: {ast.unparse(node)}"
+            if called.endswith('.extractall'): raise AssertionError(f"{f.name}: {called} takes members unchecked")
+
+def test_no_path_of_a_machine_is_written_down():
+    "Nothing tracked names a home directory or a key"
+    files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
+    for f in filter(None, files):
+        text = (ROOT/f).read_bytes()
+        found = re.search(rb'/(?:home|Users|root)/\w|[A-Z]:\\\\?Users|\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,})\b|-----BEGIN [A-Z ]*PRIVATE KEY', text)
+        assert not found or f.endswith(('.png', '.safetensors')), f"{f}: {found[0]}"
+
+BASE = """
+import sys
+import ivgr, ivgr.cli
+heavy = {'torch', 'transformers', 'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'matplotlib', 'datasets'}
+print(sorted(heavy&{m.split('.')[0] for m in sys.modules}))
+"""
+
+def test_the_command_starts_without_what_it_does_not_need():
+    "Not even torch is imported for `ivgr --help`"
+    r = subprocess.run([sys.executable, '-c', BASE], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert r.stdout.strip()=='[]'
+
+EXTRAS = """
+import importlib, pkgutil, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'execnb', 'lmms_eval', 'pytest', 'fastapi'}: raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import ivgr
+for m in pkgutil.walk_packages(ivgr.__path__, 'ivgr.'): importlib.import_module(m.name)
+"""
+
+def test_every_module_imports_without_the_extras():
+    r = subprocess.run([sys.executable, '-c', EXTRAS], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode==0, r.stderr[-2000:]
 
 def _pytest(top, *args):
     r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *args], cwd=top,

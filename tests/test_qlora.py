@@ -1,7 +1,6 @@
 "Real policies: random weights of every family, quantised for real, adapted, saved, merged; and what is refused"
 import json,os,re,subprocess,sys,threading,warnings
 from base64 import b64decode
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import ivgr
 from ivgr.boxes import Frame
 from ivgr.core import InputError,Reward
 from ivgr.data import Samples,write_needle
-from ivgr.policy import TINY_PROMPTS,is_quantised,load_policy,quantisation,save_policy,tiny_tokenizer
+from ivgr.policy import TINY_PROMPTS,is_quantised,load_policy,save_policy,tiny_tokenizer
 from ivgr.qlora import LoraSettings,add_lora,lora_targets,merge,push_policy
 from ivgr.sampler import sample_rollouts
 from ivgr.tree import Policy,encode,packs,token_logps

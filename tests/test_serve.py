@@ -4,7 +4,6 @@ The judge's model is a Qwen2 of random weights whose last layer is solved by lea
 others: a score is right only if the rubric and the pair have reached the model token by token, and the reply has come back to its pair."""
 import json,os,socket,subprocess,sys,time,urllib.request,warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest,torch
 from tokenizers import Tokenizer,decoders,models,pre_tokenizers,trainers

@@ -1,7 +1,6 @@
 "Rollouts from a server: what comes back is right, or the step ends with an error that says what to do"
 import copy,json,math,threading,time
 from dataclasses import asdict,fields,replace
-from pathlib import Path
 
 import pytest,torch
 

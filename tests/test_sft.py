@@ -10,7 +10,7 @@ from ivgr.policy import load_policy,load_weights,save_policy
 from ivgr.prompts import move_boxes,read_boxes
 from ivgr.sft import ColdStartConfig,Conversations,Traces,cold_start,measure,trace_loss,trace_packets,whole_checkpoints
 
-from test_qlora import FAMILIES,pytestmark,random_policy
+from test_qlora import FAMILIES,pytestmark,random_policy  # noqa: F401 (pytest reads pytestmark)
 
 torch.set_num_threads(1)
 
