@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .boxes import clip_boxes
 from .core import InputError,Sample,write_atomic
 from .data import Encoded,ImageFinder,NeedleConfig,Samples,ask,image_size,needle_scene,render
-from .evaluate import _by,_checked,_markdown,_mean,_num,draw_iou_bins,evaluate,modes_table,read_results,summary_table,write_page
+from .evaluate import _accuracy,_by,_checked,_markdown,_mean,_num,_range,draw_iou_bins,evaluate,modes_table,read_results,summary_table,versus,write_page
 from .rewards import read_options,read_yes_no
 from .tree import Policy
 
@@ -364,7 +364,7 @@ def leaderboard(
     paths:Iterable[str|Path],  # Directories of runs on benchmarks
 )->str:                        # Markdown
     "Policies and benchmarks, T / G"
-    cells,partial = {},False
+    cells,partial,sure = {},False,[]
     for path in paths:
         run,rows = read_run(path)
         name = run.get("benchmark")
@@ -373,6 +373,7 @@ def leaderboard(
         if (run["policy"], name) in cells: raise InputError(f"{str(path)!r} is the second run of {run['policy']!r} on {name}: give one")
         cells[run["policy"], name] = scores,full
         partial |= not full
+        sure.append((run["policy"], name, rows))
     if not cells: raise InputError("there are no runs to compare")
     order = [b for b in (*BENCHMARKS, *NEEDLES) if any(b==name for _,name in cells)]
     def cell(found):
@@ -384,5 +385,14 @@ def leaderboard(
         return fmean(t) if t and None not in t else None
     policies = sorted(dict.fromkeys(p for p,_ in cells), key=lambda p: -(mean(p) or 0))
     title = lambda b: BENCHMARKS[b].title if b in BENCHMARKS else b
+    sure.sort(key=lambda c: (policies.index(c[0]), order.index(c[1])))
+    def line(policy, name, rows):
+        by,out = _by(_checked(rows), "mode"),[f"{policy}, {title(name)}", len(_by(rows, "id"))]
+        for m in ("textual", "grounded"):
+            a = _accuracy(by.get(m, []))
+            out += [_num(a["accuracy"]), _range(*a["interval"])] if a["n"] else ["", ""]
+        v = versus(rows) if {"textual", "grounded"}<=set(by) else None
+        return out+([f"{v['change']:+.3f}", _range(*v["interval"], "+")] if v else ["", ""])
     table = _markdown(["policy, T / G", *map(title, order), "mean T"], [[p, *(cell(cells.get((p, b))) for b in order), _num(mean(p))] for p in policies])
-    return table+("\n\n\\* not all of its questions" if partial else "")
+    intervals = _markdown(["policy, benchmark", "n", "T", "95% interval", "G", "95% interval", "T over G", "95% interval"], [line(*c) for c in sure])
+    return table+("\n\n\\* not all of its questions" if partial else "")+"\n\n"+intervals

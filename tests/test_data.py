@@ -43,7 +43,7 @@ anything = st.recursive(st.none()|st.booleans()|st.integers()|st.floats()|st.tex
 PNG = next(_files())
 GOOD = dict(problem='<image>\nWhat?', query='What?', answer='this', images=[dict(bytes=PNG, path=None)], target_instances=[dict(bbox=[1, 1, 5, 5])],
             datasource='treevgr', question_type='', id=None)
-path = st.none()|st.text(max_size=8)
+path = st.none()|st.text(st.characters(exclude_characters='\x00'), max_size=8)
 struct = st.fixed_dictionaries(dict(bytes=st.none()|st.binary(max_size=8)|st.just(PNG), path=path))  # Arrow types its parts
 image = path|st.binary(max_size=8)|struct
 columns = {c:anything for c in ('problem', 'answer', 'target_instances', 'datasource')}|dict(images=image|st.lists(image, max_size=3))
