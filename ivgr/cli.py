@@ -48,8 +48,11 @@ def read_settings(
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config")
     if path := file.parse_known_args(argv)[0].config: parser.set_defaults(**read_yaml(path, known))
-    args,rest = parser.parse_args_into_dataclasses(list(argv))
-    return args,rest
+    args,flags,unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), known, 1)
+        raise InputError(f"unknown argument {unknown[0]!r}"+(f"; did you mean --{near[0]}?" if near else "; see --help-all for all flags"))
+    return args,flags
 
 # %% ../nbs/26_cli.ipynb #5f826df1
 def read_yaml(
