@@ -693,10 +693,10 @@ def t95(
 
 class Estimate(NamedTuple):
     "A mean with its 95% interval"
-    mean: float
+    mean: float  # Over the seeds
     low: float   # nan: nothing can be said, of a difference with one seed
-    high: float
-    seeds: int
+    high: float  # Likewise
+    seeds: int   # How many
 
 class Measured(NamedTuple):
     "One number of each seed; the difference of two is taken seed by seed"
@@ -755,10 +755,11 @@ def commands_for(
 
 class Comparison(NamedTuple):
     "Two things to measure, the first less the second"
-    name: str
+    name: str    # In words
     a: tuple     # As `measured` takes it
-    b: tuple
-    def of(self, rows): return measured(rows, *self.a)-measured(rows, *self.b)
+    b: tuple     # Likewise
+    def of(self, rows): # The difference, seed by seed, in rows from `read_rows`
+        return measured(rows, *self.a)-measured(rows, *self.b)
 
 def tell(
     rows:Sequence[dict], # From `read_rows`
@@ -827,7 +828,7 @@ def _lanes(
     columns=3,# Of the legend
 ):
     "Numbers of several kinds, a lane for each arm"
-    for k,(name,found) in enumerate(series.items()):
+    for k,found in enumerate(series.values()):
         for i,lane in enumerate(lanes):
             if found[lane].by_seed: _mark(ax, found[lane], None, i+.2*(k-(len(series)-1)/2), k, True)
     for i,lane in enumerate(lanes):
@@ -1103,9 +1104,9 @@ def draw_looks(
 # %% ../nbs/20_ablations.ipynb #4f1bba5b
 class Claim(NamedTuple):
     "Something that would show as a difference above 0"
-    name: str
+    name: str            # In words
     a: tuple             # As `measured` takes it
-    b: tuple
+    b: tuple             # Likewise
     why: tuple = ()      # What else was measured: name, and what `measured` takes, for both
     ours: bool = False   # The paper does not say so
 

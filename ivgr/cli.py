@@ -98,8 +98,8 @@ def write_card(
     changed = {k:v for k,v in run.items() if k in usual and v!=usual[k] and k not in ("policy", "data")}
     ends = max(1, len(log)//10)
     mean = lambda rows, k: sum(r[k] for r in rows)/len(rows)
-    results = [(said, *([r for r in part if k in r] for part in (log[:ends], log[-ends:])), k) for k,said in _CARD.items()]
-    results = [f"| {said} | {mean(a, k):.3f} | {mean(b, k):.3f} |" for said,a,b,k in results if a and b]
+    found = [(said, k, *([r for r in part if k in r] for part in (log[:ends], log[-ends:]))) for k,said in _CARD.items()]
+    results = [f"| {said} | {mean(a, k):.3f} | {mean(b, k):.3f} |" for said,k,a,b in found if a and b]
     adapter,hub = (folder/"adapter_config.json").exists(),run["policy"].count("/")==1 and not Path(run["policy"]).exists()
     front = [f"library_name: {'peft' if adapter else 'transformers'}", *([f"base_model: {run['policy']}"] if hub else []), "pipeline_tag: image-text-to-text", "tags: [ivgr, grpo]"]
     lines = ["---", *front, "---", f"# {folder.resolve().name}", "",
@@ -193,12 +193,14 @@ def _train_flags(parser):
     _server_flags(parser, RolloutConfig, "rollout_")
 
 def _train(argv):
+    from transformers.utils import is_in_notebook
+
     from ivgr.server import RolloutConfig
     from ivgr.trainer import DualStreamConfig,train
     args,flags = read_settings(DualStreamConfig, argv, "ivgr train", "Train a policy with dual-stream GRPO.", _train_flags)
     check_reporters(args.report_to)
     rollouts = _server(RolloutConfig, flags, "rollout_") if flags.rollout_url else None
-    watched = sys.stderr.isatty() # a bar that moves with every update would flood a file
+    watched = sys.stderr.isatty() or is_in_notebook() # a bar that moves with every update would flood a file
     if args.process_index==0 and not watched: print(f"ivgr train: the numbers of each update go to {args.output_dir}/metrics.jsonl", file=sys.stderr, flush=True)
     try: train(args, flags.resume, watched, _endpoint(args.judge, flags), rollouts)
     except (RuntimeError, MemoryError) as e:

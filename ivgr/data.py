@@ -413,7 +413,7 @@ def target_boxes(
         if isinstance(instances, str): instances = json.loads(instances)
         if isinstance(instances, dict): return list(instances["bbox"] or ())
         return [t["bbox"] for t in instances or ()]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(f'target_instances is {str(instances)[:100]!r}: expected a list of {{"bbox": [x1, y1, x2, y2]}}') from None
 
 # %% ../nbs/03_data.ipynb #e0f50078
@@ -428,8 +428,8 @@ def _images(value, find, where): # The column `images`: one or a list of paths, 
     out = []
     for k,v in enumerate(value if isinstance(value, list) else [value]):
         content,path = (v, None) if isinstance(v, bytes) else (v.get("bytes"), v.get("path")) if isinstance(v, dict) else (None, v)
-        if content is not None: out.append(Encoded(f"{where}, image {k}"+(f" ({path})" if path else ""), content))
-        elif isinstance(path, str) and path: out.append(find(path))
+        if isinstance(content, bytes): out.append(Encoded(f"{where}, image {k}"+(f" ({path})" if path else ""), content))
+        elif content is None and isinstance(path, str) and path and "\0" not in path: out.append(find(path))
         else: raise InputError(f"image {k} is {v!r}: expected a path, or the content of an image file")
     return tuple(out)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import ivgr.ablations as ab
-from ivgr.ablations import (ARMS,DONE,FAILED,OLD,TODO,Arm,Setting,ablate,append_rows,jobs_for,read_rows,revisit,seconds_left,small,
+from ivgr.ablations import (ARMS,DONE,FAILED,OLD,TODO,Arm,ablate,append_rows,jobs_for,read_rows,revisit,seconds_left,small,
                             states,states_table)
 from ivgr.core import InputError
 
