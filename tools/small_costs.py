@@ -1,0 +1,51 @@
+"""Measure what should cost next to nothing, one thread, the best of five, and write nbs/results/small_costs.json.
+
+    OMP_NUM_THREADS=1 python tools/small_costs.py"""
+import json,subprocess,sys,tempfile,time
+from pathlib import Path
+
+import torch
+from ivgr.archive import Archive,Reference,score_groups
+from ivgr.bench import machine
+from ivgr.boxes import Frame
+from ivgr.core import Group,Rollout,Stream,write_atomic
+from ivgr.data import Samples,load_image,write_needle
+from ivgr.prompts import parse
+
+def best(f, times=5):
+    "Seconds of the fastest of some calls"
+    def one():
+        start = time.perf_counter()
+        f()
+        return time.perf_counter()-start
+    return min(one() for _ in range(times))
+
+def started(*words): return best(lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True))
+
+def rollouts(streams=(Stream.GROUNDED, Stream.TEXTUAL), n=80):
+    "Replies with a fact, a box where the stream has them, and one of four answers"
+    for s in streams:
+        box = " <box>[100, 200, 300, 400]</box>" if s==Stream.GROUNDED else ""
+        for i in range(n):
+            text = f"<think>The red tile{box} is in the upper left. Its top is blue.</think><answer>{'ABCD'[i%4]}</answer>"
+            yield Rollout(s, [1]*30, [-1.]*30, text, parsed=parse(text, s, Frame(1000, 1000, "unit1000")))
+
+def main():
+    torch.set_num_threads(1)
+    found = {"import ivgr, s":started("-c", "import ivgr"), "ivgr --help, s":started("-m", "ivgr", "--help")}
+    with tempfile.TemporaryDirectory() as folder:
+        data,path = Path(folder)/"data",Path(folder)/"archive.json"
+        found["needle scenes written a second"] = 1000/best(lambda: write_needle(data, "train", 1000, progress=False), 3)
+        samples = Samples(data, "train")
+        found["needle scenes read a second"] = 1000/best(lambda: [load_image(s.images[0]) for s in samples], 3)
+        groups = [Group(s, list(rollouts()), Frame(1000, 1000, "unit1000"), (96, 96)) for s in samples[:16]]
+        found[f"rewards of {sum(len(g.rollouts) for g in groups)} rollouts, no judge, s"] = best(lambda: score_groups(groups, Archive(.3), None, 0))
+        archive = Archive(.3)
+        archive.merge(archive.state_dict()|dict(references=[vars(Reference(f"query {i}", "The red tile is in the upper left. Its top is blue. "*6,
+                                                                             ((100., 200., 300., 400.),), .8, 3)) for i in range(50_000)]))
+        found["archive of 50,000 queries saved, s"] = best(lambda: archive.save(path))
+        found["archive of 50,000 queries loaded, s"] = best(lambda: Archive.load(path))
+    write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=machine(), best_of=5, found={k:round(v, 3) for k,v in found.items()}), indent=1)+"\n")
+    for k,v in found.items(): print(f"{k:50} {v:8.3f}")
+
+if __name__=="__main__": main()
