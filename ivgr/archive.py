@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .core import Group,InputError,Rollout,Stream,is_number,write_atomic
 from .judge import SCORES,Judge,Pair,ask_judge,nearest
-from .rewards import SINGLE_WEIGHTS,base_reward,totals
+from .rewards import SINGLE_WEIGHTS,base_rewards,totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def score_groups(
 )->dict[str, float]:                               # Numbers for the log
     "Fill in the reward of every rollout, in the paper's order"
     for g in groups:
-        for r in g.rollouts: r.reward = base_reward(r, g.sample, g.frame, g.image_size, rules)
+        for r,reward in zip(g.rollouts, base_rewards(g.rollouts, g.sample, g.frame, g.image_size, rules)): r.reward = reward
     news = [archive.update(g, step) for g in everyone(groups)]
     scores = judge_groups(groups, archive, judge)
     for g in groups:

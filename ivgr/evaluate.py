@@ -29,7 +29,7 @@ from .boxes import Frame,convert,distinct_boxes,pairwise_iou,union_box
 from .core import Group,InputError,Sample,Stream,rng_for,write_atomic
 from .data import Encoded,image_size,load_image
 from .judge import SCORES
-from .rewards import base_reward,format_reward,normalise
+from .rewards import base_rewards,format_reward,normalise
 from .sampler import make_groups,sample_rollouts
 from .tree import Policy,read_prompts
 
@@ -59,10 +59,9 @@ def results_of(
     out = []
     for g in groups:
         s,image,replies = g.sample,image_key(g.sample),Counter()
-        for r in g.rollouts:
+        scored = [r if s.boxes else replace(r, stream=Stream.SINGLE) for r in g.rollouts] # No true boxes known: no box reward
+        for r,reward in zip(g.rollouts, base_rewards(scored, s, g.frame, g.image_size, rules)):
             p,grounded = r.parsed,r.stream==Stream.GROUNDED
-            blind = grounded and not s.boxes  # nobody knows the true boxes, so there is no box reward
-            reward = base_reward(replace(r, stream=Stream.SINGLE) if blind else r, s, g.frame, g.image_size, rules)
             boxes = convert(p.boxes, g.frame, Frame.original(*g.image_size)).tolist() if p.boxes else []
             values = (s.id, str(r.stream), str(r.stream), replies[r.stream], s.source, s.question_type, s.question, p.answer, s.answer, r.text,
                       reward.parts["accuracy"], format_reward(p, r.stream), reward.parts.get("box"), _recall(boxes, s) if grounded else None,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'WEIGHTS', 'SINGLE_WEIGHTS', 'format_reward', 'normalise', 'read_options', 'picks', 'read_yes_no',
            'read_number', 'Rule', 'choose_rule', 'rule_for', 'read_rules', 'warn_unmatched', 'accuracy', 'true_boxes',
-           'base_reward', 'totals']
+           'base_rewards', 'totals']
 
 # %% ../nbs/04_rewards.ipynb #3e1364ee
 import atexit,importlib.util,json,math,re,subprocess,sys,threading,unicodedata,warnings
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .boxes import Frame,as_boxes,box_reward,convert
+from .boxes import Frame,as_boxes,box_rewards,convert
 from .core import InputError,Parsed,Reward,Rollout,Sample,Stream
 
 # %% ../nbs/04_rewards.ipynb #1d0bffdb
@@ -317,23 +317,26 @@ def true_boxes(
     return convert(boxes, Frame.original(*image_size), frame)
 
 # %% ../nbs/04_rewards.ipynb #656bfe72
-def base_reward(
-    rollout:Rollout,                      # Parsed
-    sample:Sample,                        # The query that it answers
+def base_rewards(
+    rollouts:Sequence[Rollout],           # Replies to one query, parsed
+    sample:Sample,                        # The query that they answer
     frame:Frame|None=None,                # Where the model writes its boxes; needed in the grounded stream
     image_size:tuple[int, int]|None=None, # (width, height) of the original first image; likewise
     rules:Mapping[str, str]|None=None,    # From `read_rules`: which rule decides for a `question_type` or `source`
-)->Reward:                                # Parts and rule only; the total needs the group
-    "Score what can be scored from one reply alone"
-    p = rollout.parsed
-    if p is None: raise InputError(f"a rollout of sample {sample.id!r} has not been parsed: {rollout.text!r}")
-    rule = rule_for(sample, rules)
-    right = accuracy(p.answer, sample.answer, sample.question, rule)
-    parts = dict(format=format_reward(p, rollout.stream), accuracy=right)
-    if rollout.stream==Stream.GROUNDED:
-        parts["box"] = float(box_reward(p.boxes, true_boxes(sample, frame, image_size), p.invalid_boxes))
-    if rollout.stream==Stream.TEXTUAL: parts["consistency"] = None
-    return Reward(parts, rule="text" if rule=="judge" and right is not None else rule)
+)->list[Reward]:                          # Of each reply: parts and rule only; the total needs the group
+    "Score what can be scored from replies alone"
+    if raw := [r for r in rollouts if r.parsed is None]:
+        raise InputError(f"a rollout of sample {sample.id!r} has not been parsed: {raw[0].text!r}")
+    rule,pointing = rule_for(sample, rules),[r.parsed for r in rollouts if r.stream==Stream.GROUNDED]
+    right = {a:accuracy(a, sample.answer, sample.question, rule) for a in dict.fromkeys(r.parsed.answer for r in rollouts)}
+    boxes = iter(box_rewards([p.boxes for p in pointing], true_boxes(sample, frame, image_size),
+                             [p.invalid_boxes for p in pointing]).tolist() if pointing else ())
+    def score(p, stream):
+        parts = dict(format=format_reward(p, stream), accuracy=right[p.answer])
+        if stream==Stream.GROUNDED: parts["box"] = next(boxes)
+        if stream==Stream.TEXTUAL: parts["consistency"] = None
+        return Reward(parts, rule="text" if rule=="judge" and right[p.answer] is not None else rule)
+    return [score(r.parsed, r.stream) for r in rollouts]
 
 # %% ../nbs/04_rewards.ipynb #0361d7aa
 WEIGHTS = dict(format=1., accuracy=1., box=1., consistency=1.)  # Of the two paired streams

@@ -9,7 +9,7 @@ from hypothesis import given,settings,strategies as st
 
 from ivgr.boxes import Frame,paper_box_reward
 from ivgr.core import InputError,Parsed,Reward,Rollout,Sample,Stream
-from ivgr.rewards import (RULES,SINGLE_WEIGHTS,WEIGHTS,accuracy,base_reward,choose_rule,format_reward,picks,read_number,
+from ivgr.rewards import (RULES,SINGLE_WEIGHTS,WEIGHTS,accuracy,base_rewards,choose_rule,format_reward,picks,read_number,
                           read_options,read_rules,read_yes_no,totals,true_boxes)
 
 WORDS = "red orange yellow green cyan blue purple black left right above below".split()
@@ -222,7 +222,7 @@ def test_box_part_does_not_depend_on_the_frame(written, target, frame, n_invalid
     def part(frame, **kw):
         own = true_boxes(Sample("s", (), "", "x", tuple(written)), frame, (200, 100)).tolist()
         p = Parsed("I look.", "blue", tuple(map(tuple, own)), well_formed=True, wrote_boxes=True, **kw)
-        return base_reward(Rollout(Stream.GROUNDED, [], [], "", parsed=p), sample, frame, (200, 100)).parts
+        return base_rewards([Rollout(Stream.GROUNDED, [], [], "", parsed=p)], sample, frame, (200, 100))[0].parts
     parts = part(frame)
     assert parts["format"] == parts["accuracy"] == 1.
     assert math.isclose(parts["box"], part(Frame.original(200, 100))["box"], abs_tol=1e-9)
@@ -232,7 +232,7 @@ def test_box_part_does_not_depend_on_the_frame(written, target, frame, n_invalid
 def test_parts_of_each_stream():
     sample = Sample("s", (), "Which?", "blue", ((0, 0, 10, 10),))
     roll = lambda stream: Rollout(stream, [], [], "", parsed=Parsed("I look.", "blue", well_formed=True))
-    got = {s: base_reward(roll(s), sample, FRAMES[0], (100, 100)).parts for s in Stream}
+    got = {s: base_rewards([roll(s)], sample, FRAMES[0], (100, 100))[0].parts for s in Stream}
     assert got == {Stream.GROUNDED: dict(format=1., accuracy=1., box=0.), Stream.SINGLE: dict(format=1., accuracy=1.),
                    Stream.TEXTUAL: dict(format=1., accuracy=1., consistency=None)}
 

@@ -25,9 +25,9 @@ def started(*words): return best(lambda: subprocess.run([sys.executable, *words]
 def rollouts(streams=(Stream.GROUNDED, Stream.TEXTUAL), n=80):
     "Replies with a fact, a box where the stream has them, and one of four answers"
     for s in streams:
-        box = " <box>[100, 200, 300, 400]</box>" if s==Stream.GROUNDED else ""
+        box = lambda i: f" <box>[{100+i}, 200, 300, 400]</box>" if s==Stream.GROUNDED else ""
         for i in range(n):
-            text = f"<think>The red tile{box} is in the upper left. Its top is blue.</think><answer>{'ABCD'[i%4]}</answer>"
+            text = f"<think>The red tile{box(i)} is in the upper left. Its top is blue.</think><answer>{'ABCD'[i%4]}</answer>"
             yield Rollout(s, [1]*30, [-1.]*30, text, parsed=parse(text, s, Frame(1000, 1000, "unit1000")))
 
 def main():
