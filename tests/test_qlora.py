@@ -9,9 +9,11 @@ from huggingface_hub import HfApi
 from peft import PeftModel
 from safetensors.torch import load_file,save_file
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AutoConfig,AutoModelForImageTextToText,Qwen2VLImageProcessorPil
 
 import ivgr
+from ivgr import sampler
 from ivgr.boxes import Frame
 from ivgr.core import InputError,Reward
 from ivgr.data import Samples,write_needle
@@ -165,6 +167,21 @@ def test_frame_and_patches_are_the_family_s(family, frame, saved, data):
     assert query.frame==frame and query.trunk.count(policy.config.image_token_id)==36
     smaller = encode(load_policy(saved/family, device="cpu", max_pixels=48*48), Samples(data)[0])
     assert smaller.frame==(Frame.resized(48, 48) if family=="qwen2_5_vl" else frame) and smaller.trunk.count(policy.config.image_token_id)==9
+
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_a_step_of_decoding_can_be_recorded(family, saved, data, monkeypatch):
+    "As on a GPU: the same operations, replayed without Python, none of which asks for a value; with grouped heads and an adapter"
+    policy = shake(add_lora(load_policy(saved/family, device="cpu")))
+    _,wanted = rolled(policy, data, 3)
+    made = []
+    def record(step, inputs):
+        made.append(make_fx(lambda tokens, position, visible, start: step(tokens, position, visible, start))(*inputs))
+        return made[-1]
+    monkeypatch.setattr(sampler, "_recorder", lambda policy: record)
+    _,replayed = rolled(policy, data, 3)
+    assert made and [[r.tokens for r in rs] for rs in replayed]==[[r.tokens for r in rs] for rs in wanted]
+    used = {str(node.target) for graph in made for node in graph.graph.nodes}
+    assert not [name for name in used if "_local_scalar_dense" in name or "lift_fresh" in name or "nonzero" in name], used
 
 def test_a_checkpoint_in_the_published_form(saved, data, tmp_path):
     "Qwen2.5-VL on the hub: text settings at the top of the config, older weight names, pixels as min and max, shards"
