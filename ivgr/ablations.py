@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TEST_SEED', 'SHIFTED', 'JUDGES', 'REFERENCES', 'PLACES', 'ARMS', 'STUDIES', 'CURVES', 'VERSIONS', 'MADE', 'DONE',
            'OLD', 'BUSY', 'FAILED', 'TODO', 'REVISITED', 'TOOLS', 'LOOKS', 'COMPARED', 'ANALYSED', 'CLAIMS', 'Setting',
-           'Arm', 'differences', 'studies_of', 'OneStream', 'InStreams', 'OtherArchive', 'FadingJudge', 'judge_for',
-           'read_truths', 'fact_shares', 'score_shares', 'RecordingTrainer', 'read_curves', 'evaluation_rows',
-           'scenes_for', 'trainer_for', 'machine', 'run', 'code_text', 'code_version', 'run_key', 'read_rows',
-           'append_rows', 'Job', 'jobs_for', 'states', 'states_table', 'seconds_left', 'small', 'run_alone', 'ablate',
-           'revisit_rows', 'revisit', 't95', 'Estimate', 'Measured', 'verdict', 'measured', 'commands_for',
-           'Comparison', 'tell', 'arms_with', 'conclude', 'tuning_table', 'draw_components', 'draw_teachers',
-           'draw_judges', 'draw_modes', 'draw_bins', 'draw_shares', 'draw_omission', 'draw_rollouts', 'draw_map',
-           'draw_memory', 'draw_tools', 'draw_looks', 'Claim', 'claims_table']
+           'Arm', 'differences', 'studies_of', 'OtherArchive', 'FadingJudge', 'judge_for', 'read_truths', 'fact_shares',
+           'score_shares', 'RecordingTrainer', 'read_curves', 'evaluation_rows', 'scenes_for', 'trainer_for', 'machine',
+           'run', 'code_text', 'code_version', 'run_key', 'read_rows', 'append_rows', 'Job', 'jobs_for', 'states',
+           'states_table', 'seconds_left', 'small', 'run_alone', 'ablate', 'revisit_rows', 'revisit', 't95', 'Estimate',
+           'Measured', 'verdict', 'measured', 'commands_for', 'Comparison', 'tell', 'arms_with', 'conclude',
+           'tuning_table', 'draw_components', 'draw_teachers', 'draw_judges', 'draw_modes', 'draw_bins', 'draw_shares',
+           'draw_omission', 'draw_rollouts', 'draw_map', 'draw_memory', 'draw_tools', 'draw_looks', 'Claim',
+           'claims_table']
 
 # %% ../nbs/20_ablations.ipynb #e814c0a0
 import ast,base64,hashlib,json,math,os,platform,shutil,subprocess,sys,time
@@ -153,46 +153,21 @@ def studies_of(
     "The studies an arm takes part in"
     return [study for study,names in STUDIES.items() if arm in names]
 
-# %% ../nbs/20_ablations.ipynb #ee25683c
-@dataclass(frozen=True)
-class OneStream(Sample):
-    "A paired query that is rolled out in one stream only"
-    only: Stream = Stream.TEXTUAL # Which
-    @property
-    def streams(self): return (self.only,)
-
-class InStreams(Sequence):
-    "Samples, rolled out in these streams"
-    def __init__(self,
-        samples:Samples,       # All paired
-        streams:Sequence[str], # One, or both as they are
-    ): self.samples,self.only = samples,Stream(streams[0]) if len(streams)==1 else None
-    @property
-    def paired(self): return self.samples.paired # Row numbers, of all
-    def __len__(self): return len(self.samples)
-    def __getitem__(self, i):
-        s = self.samples[i]
-        return s if self.only is None else OneStream(**{f.name:getattr(s, f.name) for f in fields(Sample)}, only=self.only)
-
 # %% ../nbs/20_ablations.ipynb #bd23910d
 class OtherArchive(Archive):
     "An archive with another rule for who is the reference"
     def __init__(self,
-        rule:str,       # `batch`, `random` or `bad`
-        tau:float=.3,   # As in `Archive`; only `batch` uses it
+        rule:str,       # `random` or `bad`
         seed:int=0,     # Of chance
     ):
-        super().__init__(tau)
+        super().__init__()
         self.rule,self.seed,self._rank = rule,seed,{}
     def update(self,
         group:Group, # Its grounded rollouts have their reward parts
         step:int     # Now
     )->bool:         # True: the query has a new reference
         "Look at a group's grounded rollouts"
-        key,known,news = group.sample.id,self.get(group.sample.id),False
-        if self.rule=="batch":
-            if known and known.step<step: del self._best[key]
-            return super().update(group, step)
+        key,news = group.sample.id,False
         for i,r in enumerate(group.of(Stream.GROUNDED)):
             p = r.reward.parts
             if p["format"]!=1 or p["accuracy"]!=1 or self.rule=="bad" and p["box"]>=.1: continue
@@ -356,10 +331,11 @@ def trainer_for(
     "The trainer of an arm"
     s,samples = setting,scenes_for(setting, "train", seed, out)
     args = DualStreamConfig(output_dir=str(folder), max_steps=s.steps, per_device_train_batch_size=s.queries, n_rollouts=s.n_rollouts,
-                            learning_rate=s.learning_rate, tau=s.tau, seed=seed, save_strategy="no", disable_tqdm=True)
+                            learning_rate=s.learning_rate, tau=s.tau, keep_references=s.reference!="batch", seed=seed, save_strategy="no", disable_tqdm=True,
+                            streams=s.streams[0] if len(s.streams)==1 else "both")
     def share(): return 1-trainer.state.global_step/s.steps
-    trainer = RecordingTrainer(load_policy(s.policy), args, InStreams(samples, s.streams), judge_for(s, seed, share), read_truths(samples))
-    if s.reference!="best": trainer.archive = OtherArchive(s.reference, s.tau, seed)
+    trainer = RecordingTrainer(load_policy(s.policy), args, samples, judge_for(s, seed, share), read_truths(samples))
+    if s.reference in ("random", "bad"): trainer.archive = OtherArchive(s.reference, seed)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunFiles(progress=False))
     return trainer

@@ -41,13 +41,13 @@ def read_settings(
     theirs = {f.name for f in fields(cls)}-own_settings(cls)
     for a in parser._actions:
         if a.dest in theirs: a.help = argparse.SUPPRESS
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it")
+    parser.add_argument("--config", nargs="+", metavar="FILE", help="YAML files with any of these settings; a later one overrides an earlier one, flags override all")
     parser.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
                         help="go on from the last complete checkpoint in output_dir, or from the one of this name")
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the settings of transformers.TrainingArguments as well")
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    file.add_argument("--config")
-    if path := file.parse_known_args(argv)[0].config: parser.set_defaults(**read_yaml(path, known))
+    file.add_argument("--config", nargs="+", default=[])
+    for path in file.parse_known_args(argv)[0].config: parser.set_defaults(**read_yaml(path, known))
     args,flags,unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), known, 1)

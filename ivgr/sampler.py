@@ -140,8 +140,8 @@ class Recorded:
                 warnings.warn(f"can't record a step of decoding ({str(e)[:200]}): each is launched by itself, which is slower", stacklevel=2)
         return self.run(*inputs)
 
-def _recorder(policy): # What records steps; None: nothing does
-    return torch.cuda.make_graphed_callables if policy.device.type=="cuda" and packs(policy.model) else None
+def _recorder(model, device): # What records steps; None: nothing does
+    return torch.cuda.make_graphed_callables if device.type=="cuda" and packs(model) else None
 
 @torch.no_grad()
 def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, generator):
@@ -163,7 +163,7 @@ def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, gen
     def forward(tokens, position, visible, cache):
         return inner(input_ids=tokens, attention_mask=mask_for(policy.model, visible[:,None], visible.shape[1]),
                      position_ids=position.expand(3, -1, -1), past_key_values=cache, use_cache=True).last_hidden_state
-    record = _recorder(policy)
+    record = _recorder(policy.model, device)
     recorded = record and Recorded(forward, cache, visible.shape[2], record)
     if recorded: cache = recorded.cache                                   # the prefill's own is not needed any more
     for step in range(max_new_tokens):

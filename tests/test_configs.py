@@ -1,4 +1,5 @@
 "The recipes and the settings of accelerate in configs/ can be read (whether recipes fit their cards: notebook 22); and whatever else a config file holds is settings or a message"
+from dataclasses import fields
 from pathlib import Path
 
 import pytest,yaml
@@ -11,8 +12,9 @@ from ivgr.trainer import DualStreamConfig
 
 CONFIGS = Path(__file__).parent.parent/"configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
+ARMS = sorted((CONFIGS/"ablations").glob("*.yaml"))
 
-def read(path, *flags): return read_settings(DualStreamConfig, ["--config", str(path), *flags], "ivgr train", "", _judge_flags)[0]
+def read(path, *flags): return read_settings(DualStreamConfig, ["--config", *map(str, path if isinstance(path, tuple) else (path,)), *flags], "ivgr train", "", _judge_flags)[0]
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe(path):
@@ -21,6 +23,13 @@ def test_recipe(path):
     assert a.output_dir==f"runs/{path.stem}" and a.learning_rate==(1e-6 if path.stem=="paper" else 1e-5)
 
 def test_recipes_are_there(): assert len(RECIPES)==6
+
+@pytest.mark.parametrize("path", ARMS, ids=lambda p: p.stem)
+def test_an_arm_overrides_the_recipe(path):
+    base = CONFIGS/"qwen2.5-vl-3b-24gb.yaml"
+    recipe,arm,changes = read(base),read((base, path), "--seed", "3"),yaml.safe_load(path.read_text())
+    assert {f.name for f in fields(arm) if getattr(arm, f.name)!=getattr(recipe, f.name)}-{"logging_dir"}=={*changes, "seed"}
+    assert str(read((path, base)).output_dir)==recipe.output_dir  # the other way round the recipe wins
 
 def test_unknown_key(tmp_path):
     path = tmp_path/"x.yaml"
