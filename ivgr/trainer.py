@@ -357,11 +357,12 @@ def add_up(self:DualStreamTrainer,
 @contextmanager
 def saving_when_stopped(self:DualStreamTrainer):
     "Inside: Ctrl-C and a lost server leave a checkpoint of the last finished step"
+    step = self.state.global_step
+    new = step and not step%self.args.updates_per_rollout and not (Path(self.args.output_dir)/f"checkpoint-{step}").exists()
     try: yield
-    except (KeyboardInterrupt, ConnectionError):
-        step = self.state.global_step
-        new = step and not step%self.args.updates_per_rollout and not (Path(self.args.output_dir)/f"checkpoint-{step}").exists()
+    except (KeyboardInterrupt, ConnectionError) as e:
         if new: self._save_checkpoint(self.model, None)
+        if isinstance(e, ConnectionError): self.accelerator.wait_for_everyone()  # the launcher ends all when one ends
         raise
 
 @patch
