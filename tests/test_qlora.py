@@ -404,9 +404,9 @@ def test_a_run_goes_on_from_an_adapter(saved, data, tmp_path, toy_reward):
     with pytest.raises(InputError, match="has an adapter already"): train(train_args(tmp_path/"c", data, tmp_path/"a", lora_rank=4), progress=False)
 
 def test_settings_on_the_command_line():
-    from ivgr.cli import read_settings
+    from ivgr.cli import read_settings,settings_parser
     from ivgr.trainer import DualStreamConfig
     flags = "--quantise 4 --lora_rank 8 --lora_targets q_proj v_proj --lora_merger true --rslora true --gradient_checkpointing true".split()
-    args,_ = read_settings(DualStreamConfig, [*flags, "--use_cpu", "true"], "ivgr train", "")
+    args,_ = read_settings(settings_parser(DualStreamConfig, "ivgr train", ""), [*flags, "--use_cpu", "true"])
     assert args.quantise==4 and args.lora==LoraSettings(8, merger=True, targets=("q_proj", "v_proj"), rslora=True)
-    assert read_settings(DualStreamConfig, ["--use_cpu", "true"], "ivgr train", "")[0].lora is None
+    assert read_settings(settings_parser(DualStreamConfig, "ivgr train", ""), ["--use_cpu", "true"])[0].lora is None
