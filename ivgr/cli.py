@@ -90,36 +90,45 @@ def check_reporters(
             raise InputError(f"report_to={n!r} is not installed: `pip install {n}`, or leave report_to out, metrics.jsonl has the same numbers")
 
 # %% ../nbs/26_cli.ipynb #c247f086
-_CARD = {"textual/accuracy":"right answers, textual", "grounded/accuracy":"right answers, grounded", "grounded/iou":"box reward, grounded",
-         "textual/consistency":"consistency, textual", "judge/missing":"scores that the judge withheld", "dead_groups":"groups without a spread of rewards"}
+_RL = {"textual/accuracy":"right answers, textual", "grounded/accuracy":"right answers, grounded", "grounded/iou":"box reward, grounded",
+       "textual/consistency":"consistency, textual", "judge/missing":"scores that the judge withheld", "dead_groups":"groups without a spread of rewards"}
+_SFT = {"textual/loss":"textual", "grounded/loss":"grounded", "single/loss":"single"}
 
 def write_card(
-    folder:str|Path, # Of a finished run of `ivgr train`
+    folder:str|Path, # Of a finished run of `ivgr train` or `ivgr sft`
 )->Path:             # Its `README.md`
     "Say of a trained policy what it learnt from, with which settings, how that went, and what is not known of it"
     from ivgr.core import write_atomic
+    from ivgr.sft import ColdStartConfig
     from ivgr.trainer import DualStreamConfig
     folder = Path(folder)
-    run,log = json.loads((folder/"run.json").read_text()),[json.loads(l) for l in (folder/"metrics.jsonl").read_text().splitlines()]
-    usual = {f.name:f.default if f.default_factory is MISSING else f.default_factory() for f in fields(DualStreamConfig)}
+    run = json.loads((folder/"run.json").read_text())
+    log = [json.loads(l) for l in (folder/"metrics.jsonl").read_text().splitlines()] if (folder/"metrics.jsonl").exists() else []
+    rl = "n_rollouts" in run
+    usual = {f.name:f.default if f.default_factory is MISSING else f.default_factory() for f in fields(DualStreamConfig if rl else ColdStartConfig)}
     changed = {k:v for k,v in run.items() if k in usual and v!=usual[k] and k not in ("policy", "data")}
     ends = max(1, len(log)//10)
     mean = lambda rows, k: sum(r[k] for r in rows)/len(rows)
-    found = [(said, k, *([r for r in part if k in r] for part in (log[:ends], log[-ends:]))) for k,said in _CARD.items()]
+    found = [(said, k, *([r for r in part if k in r] for part in (log[:ends], log[-ends:]))) for k,said in (_RL if rl else _SFT).items()]
     results = [f"| {said} | {mean(a, k):.3f} | {mean(b, k):.3f} |" for said,k,a,b in found if a and b]
     adapter,hub = (folder/"adapter_config.json").exists(),run["policy"].count("/")==1 and not Path(run["policy"]).exists()
-    front = [f"library_name: {'peft' if adapter else 'transformers'}", *([f"base_model: {run['policy']}"] if hub else []), "pipeline_tag: image-text-to-text", "tags: [ivgr, grpo]"]
+    front = [f"library_name: {'peft' if adapter else 'transformers'}", *([f"base_model: {run['policy']}"] if hub else []),
+             "pipeline_tag: image-text-to-text", f"tags: [ivgr, {'grpo' if rl else 'sft'}]"]
     lines = ["---", *front, "---", f"# {folder.resolve().name}", "",
-        f"{'An adapter for' if adapter else 'Weights that began as'} `{run['policy']}`, trained with dual-stream GRPO by ivgr {__version__}.", "",
-        "## Data", "", f"`{run['data']}`, {log[-1]['epoch']:.2f} passes over it.", "",
-        "## Settings", "", f"{len(log)} updates. What is not as usual (the rest, and the seed, are in `run.json`):", "",
+        f"{'An adapter for' if adapter else 'Weights that began as'} `{run['policy']}`, "
+        f"{'trained with dual-stream GRPO' if rl else 'fine-tuned on traces of both streams (a cold start)'} by ivgr {__version__}.", "",
+        "## Data", "", f"`{run['data']}`"+(f", {log[-1]['epoch']:.2f} passes over it." if log else "."), "",
+        "## Settings", "", *([f"{log[-1]['step']} updates."] if log else []), "What is not as usual (the rest, and the seed, are in `run.json`):", "",
         "| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k,v in changed.items()), "",
-        "## Results", "", f"Mean of the first and of the last {ends} updates, on replies that were sampled in training:", "",
+        "## Results", "", f"Mean of the first and of the last {ends} lines of the log, "+
+        ("on replies that were sampled in training:" if rl else "the loss of a token of the traces in nats:"), "",
         "| | first | last |", "|---|---|---|", *results, "",
         "## Limits", "",
-        "- The table is of questions that were trained on, at the temperature of training. It is no estimate for other questions: `ivgr eval` makes one.",
-        f"- Consistency is what the judge `{run['judge']}` thinks of it.",
-        "- Ask for a textual reply; boxes are for training. Whether that beats a grounded reply has to be measured on data of your kind.",
+        *(["- The table is of questions that were trained on, at the temperature of training. It is no estimate for other questions: `ivgr eval` makes one.",
+           f"- Consistency is what the judge `{run['judge']}` thinks of it.",
+           "- Ask for a textual reply; boxes are for training. Whether that beats a grounded reply has to be measured on data of your kind."] if rl else
+          ["- The table is of traces that were learnt from, and says nothing of right answers: `ivgr eval` counts those.",
+           "- It imitates its traces, mistakes included. It is meant as a start for `ivgr train`."]),
         "- Licence and biases of the base and of the data are those of the base and of the data; nothing was filtered here.", ""]
     write_atomic(folder/"README.md", "\n".join(lines))
     return folder/"README.md"
@@ -183,6 +192,9 @@ def _show_data(a):
     draw_samples(choose_rows(samples, a.n, a.seed), a.picture)
     print(f"some of them are drawn in {a.picture}")
 
+def _finish(args): # A run of `ivgr sft` or `ivgr train`; one process does it
+    if args.process_index==0: print(f"policy saved in {args.output_dir}; {write_card(args.output_dir).name} says what it is")
+
 def _sft_parser():
     from ivgr.sft import ColdStartConfig
     return settings_parser(ColdStartConfig, "ivgr sft", "Cold start: fine-tune a policy on traces in both streams' formats.")
@@ -192,7 +204,7 @@ def _sft(argv):
     args,flags = read_settings(_sft_parser(), argv)
     check_reporters(args.report_to)
     cold_start(args, flags.resume)
-    print(f"policy saved in {args.output_dir}")
+    _finish(args)
 
 def _server_flags(parser, cls, prefix): # The key is for the environment alone
     _add_fields(parser, cls, [f.name for f in fields(cls) if f.name!="key"], prefix)
@@ -231,7 +243,7 @@ def _train(argv):
         from ivgr.plan import memory_advice,out_of_memory
         if out_of_memory(e): raise InputError(f"{memory_advice(args, e)}\nwhat was saved before is untouched, go on with --resume") from None
         raise
-    if args.process_index==0: print(f"policy saved in {args.output_dir}; {write_card(args.output_dir).name} says what it is")
+    _finish(args)
 
 def _replies_parser():
     p = _parser("replies", "Show what the policy said at a step of training, with the parts of its reward, and its advantage.")
