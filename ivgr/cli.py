@@ -192,8 +192,17 @@ def _show_data(a):
     draw_samples(choose_rows(samples, a.n, a.seed), a.picture)
     print(f"some of them are drawn in {a.picture}")
 
-def _finish(args): # A run of `ivgr sft` or `ivgr train`; one process does it
-    if args.process_index==0: print(f"policy saved in {args.output_dir}; {write_card(args.output_dir).name} says what it is")
+def _open_repo(args): # Where the policy will be pushed to, if at all
+    from ivgr.qlora import open_repo
+    wanted,args.push_to_hub = args.push_to_hub,False # left on, transformers would push all that is in output_dir
+    return open_repo(args.hub_model_id, args.hub_private_repo) if wanted and args.process_index==0 else None
+
+def _finish(args, policy, repo): # A run of `ivgr sft` or `ivgr train`; one process does it
+    from ivgr.qlora import push_policy
+    if args.process_index!=0: return
+    card = write_card(args.output_dir)
+    print(f"policy saved in {args.output_dir}; {card.name} says what it is", flush=True)
+    if repo: print("pushed:", push_policy(policy, repo, args.hub_private_repo, [card, card.with_name("run.json")]))
 
 def _sft_parser():
     from ivgr.sft import ColdStartConfig
@@ -203,8 +212,8 @@ def _sft(argv):
     from ivgr.sft import cold_start
     args,flags = read_settings(_sft_parser(), argv)
     check_reporters(args.report_to)
-    cold_start(args, flags.resume)
-    _finish(args)
+    repo = _open_repo(args)
+    _finish(args, cold_start(args, flags.resume), repo)
 
 def _server_flags(parser, cls, prefix): # The key is for the environment alone
     _add_fields(parser, cls, [f.name for f in fields(cls) if f.name!="key"], prefix)
@@ -238,12 +247,13 @@ def _train(argv):
     rollouts = _server(RolloutConfig, flags, "rollout_") if flags.rollout_url else None
     watched = sys.stderr.isatty() or is_in_notebook() # a bar that moves with every update would flood a file
     if args.process_index==0 and not watched: print(f"ivgr train: the numbers of each update go to {args.output_dir}/metrics.jsonl", file=sys.stderr, flush=True)
-    try: train(args, flags.resume, watched, _endpoint(args.judge, flags), rollouts)
+    repo = _open_repo(args)
+    try: policy = train(args, flags.resume, watched, _endpoint(args.judge, flags), rollouts)
     except (RuntimeError, MemoryError) as e:
         from ivgr.plan import memory_advice,out_of_memory
         if out_of_memory(e): raise InputError(f"{memory_advice(args, e)}\nwhat was saved before is untouched, go on with --resume") from None
         raise
-    _finish(args)
+    _finish(args, policy, repo)
 
 def _replies_parser():
     p = _parser("replies", "Show what the policy said at a step of training, with the parts of its reward, and its advantage.")

@@ -684,13 +684,16 @@ def check_files(
 
 # %% ../nbs/12_sft.ipynb #7d3968ea
 FREE = {"output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit", "report_to", "completions",
-        "share_prefix", "tokens_per_forward"}  # may change when a run goes on
+        "share_prefix", "tokens_per_forward", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"}  # may change when a run goes on
 
 def claim_output(
     args:TrainingArguments, # Settings; what `run.json` keeps of them are those that we declare, and the seed
     resume:bool|str,        # Go on with what is there, or with the checkpoint of this name; otherwise no run may be there
 )->Path|None:               # The checkpoint to go on from
     "Make sure that an output directory belongs to this run"
+    if args.push_to_hub:
+        raise InputError("push_to_hub=True is for `ivgr sft` and `ivgr train`, which push a policy and its card when they are done; in Python, call "
+                         "ivgr.qlora.push_policy with what training returns")
     out = Path(args.output_dir)
     mine = {k:v for k,v in asdict(args).items() if k in own_settings(type(args))-FREE}|{"seed":args.seed, "processes":args.world_size}
     found = {p.name:p for p in whole_checkpoints(out)}
