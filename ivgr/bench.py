@@ -87,9 +87,9 @@ def bench_policy(
 )->Policy:
     "Load a case's policy, ready for training"
     dtype = getattr(torch, case.dtype)
-    source = "tiny" if case.policy=="tiny" else Path(folder)/f"{case.policy}-{case.dtype}"
-    if case.policy!="tiny" and not (source/"prompts.json").exists(): save_policy(build_policy(case.policy, device, dtype), source)
-    policy = load_policy(source, dtype, device, quantise=case.quantise or None)
+    built = Path(folder)/f"{case.policy}-{case.dtype}"
+    if case.policy!="tiny" and not (built/"prompts.json").exists(): save_policy(build_policy(case.policy, device, dtype), built)
+    policy = load_policy("tiny" if case.policy=="tiny" else built, dtype, device, quantise=case.quantise or None)
     policy.image_processor.size = dict(shortest_edge=1, longest_edge=2**30)
     return Endless(**vars(policy))
 
@@ -168,7 +168,7 @@ def rewards_for(
     rng = random.Random(seed)
     return [round(rng.random(), 3) for _ in range(k)]
 
-SETTINGS = dict(max_steps=1000, learning_rate=1e-6, beta=.01, report_to="none", disable_tqdm=True, logging_steps=10**9, save_strategy="no")
+SETTINGS:dict[str, Any] = dict(max_steps=1000, learning_rate=1e-6, beta=.01, report_to="none", disable_tqdm=True, logging_steps=10**9, save_strategy="no")
 
 class _Ours(DualStreamTrainer):
     def score(self, queries, groups, *args, **kwargs): # All that it does, and then the given rewards

@@ -63,7 +63,7 @@ def expected_score(
     top:Sequence[dict] # The likeliest first tokens: dicts with `token` and `logprob`
 )->float|None:         # None: less than half of the probability is on labels
     "Mean score under the probabilities of the labels"
-    mass = Counter()
+    mass:dict[str, float] = defaultdict(float)
     for t in top:
         if (label := t["token"].strip()) in LABELS: mass[label] += math.exp(t["logprob"])
     total = sum(mass.values())

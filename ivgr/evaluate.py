@@ -11,7 +11,7 @@ __all__ = ['RESULT', 'MODES', 'CROPPED', 'Z95', 'PARTS', 'IOU_BINS', 'image_key'
 # %% ../nbs/17_evaluate.ipynb #6975aa9d
 import base64,hashlib,html,io,json,math,re,textwrap,time
 from collections import Counter
-from collections.abc import Mapping,Sequence
+from collections.abc import Callable,Mapping,Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -477,8 +477,8 @@ def versus(
     rows = _checked(results)
     for m in (a, b):
         if not any(r["mode"]==m for r in rows): raise InputError(f"there are no replies in mode {m!r}: the results have {', '.join(_by(rows, 'mode'))}")
-    both = [[r|dict(mode=b) for r in rows if r["mode"]==m] for m in (a, b)]
-    return compare(*both, part).get(b)
+    before,after = ([r|dict(mode=b) for r in rows if r["mode"]==m] for m in (a, b))
+    return compare(before, after, part).get(b)
 
 def modes_table(
     results:Sequence[dict], # From `evaluate`, in two modes or more
@@ -539,7 +539,8 @@ def _reasoning(text):
 
 def _wrap(text, width, lines): return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
 
-_TRUE,_WRITTEN = dict(color=_INK, lw=1.8),dict(color=_PURPLE, lw=1.8, ls=(0, (2.5, 2)))
+_TRUE:dict[str, Any] = dict(color=_INK, lw=1.8)
+_WRITTEN:dict[str, Any] = dict(color=_PURPLE, lw=1.8, ls=(0, (2.5, 2)))
 
 def _draw_boxes(ax, true, written):
     "White lines below all others, so that boxes show on any image, and both where they coincide"
@@ -591,7 +592,7 @@ def draw_scenes(
     return _finish(fig, path)
 
 # %% ../nbs/17_evaluate.ipynb #4bd2a11a
-_STYLES = {"textual":dict(color="#0072B2", marker="o", ls="-"), "grounded":dict(color="#D55E00", marker="s", ls=(0, (5, 1.2))),
+_STYLES:dict[str, dict] = {"textual":dict(color="#0072B2", marker="o", ls="-"), "grounded":dict(color="#D55E00", marker="s", ls=(0, (5, 1.2))),
            "crops":dict(color="#009E73", marker="^", ls=":"), "crops+union":dict(color="#B0127B", marker="v", ls="-.")}
 
 def draw_iou_bins(
@@ -706,7 +707,7 @@ def draw_curves(
     rows = list(metrics_rows)
     if odd := [r for r in rows if not isinstance(r, Mapping)]:
         raise InputError(f"a row of the log is {odd[0]!r:.100}, not a dict: read `metrics.jsonl` line by line as JSON")
-    drawers = []  # title, label of the y axis, its upper end, function that draws on an axis
+    drawers:list[tuple[str, str, float|None, Callable]] = []  # title, label of the y axis, its upper end, function that draws on an axis
     window = max(1, len({r.get("step") for r in rows})//20) if window is None else window
     if window<1: raise InputError(f"window={window}: average at least 1 step")
     for title,label,key in _PANELS:
@@ -719,17 +720,16 @@ def draw_curves(
     if shares: drawers.append(("judge's scores", "share", 1, lambda ax: _draw_shares(ax, shares, window)))
     covered = _series(rows, _COVERAGE)
     if len(covered[0]):
-        line = lambda ax: _draw_line(ax, *covered, window, None, _INK, "-")
-        drawers.append(("queries with a reference", "share", 1.03, line))
+        drawers.append(("queries with a reference", "share", 1.03, lambda ax: _draw_line(ax, covered[0], covered[1], window, None, _INK, "-")))
     if not drawers:
         names = [k.format("textual") for *_,k in _PANELS]
         raise InputError(f"nothing to draw: none of the {len(rows)} rows has a step and one of {', '.join(names)}, "
                          f"{_COVERAGE}")
     columns = min(3, len(drawers))
-    lines = math.ceil(len(drawers)/columns)
-    fig = _figure(3.4*columns, 2.5*lines)
+    height = math.ceil(len(drawers)/columns)
+    fig = _figure(3.4*columns, 2.5*height)
     fig.set_layout_engine("constrained")
-    axes = fig.subplots(lines, columns, squeeze=False).flatten()
+    axes = fig.subplots(height, columns, squeeze=False).flatten()
     for ax,(title,label,top,draw) in zip(axes, drawers):
         draw(ax)
         ax.set(xlabel="step", ylabel=label, ylim=(0, top))

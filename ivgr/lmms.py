@@ -8,6 +8,7 @@ __all__ = ['final_answer', 'Requests', 'IvgrPolicy', 'manifest']
 # %% ../nbs/27_lmms.ipynb #2acbf41a
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from .benchmarks import without_shortcut
 from .core import InputError,Sample,write_atomic
@@ -54,7 +55,7 @@ class IvgrPolicy(lmms):
         self.modes,self.log,self.rows = read_modes(mode),log,[]
         if len(self.modes)>1: raise InputError(f"mode={mode!r}: lmms-eval takes one answer, so give one mode")
         self.policy = load_policy(pretrained, device=device, max_pixels=max_pixels and int(max_pixels))
-        self.how = dict(max_new_tokens=int(max_new_tokens), batch_size=int(batch_size))
+        self.how:dict[str, Any] = dict(max_new_tokens=int(max_new_tokens), batch_size=int(batch_size))
     def generate_until(self, requests)->list[str]: # Of lmms-eval
         "Answer requests, in their order"
         rows = evaluate(self.policy, Requests(requests, self.task_dict), self.modes, **self.how)

@@ -396,7 +396,8 @@ def language(self:Planner,
              [(2, 3, 40), (2, 5, 40), (2, 3, 72), (3, 7, 50)])
     def solved(k): return self.once(s, ("language", k, train, cached is None, bool(cached), length==1), lambda: _solve(
         [self.layers(s, k, b, q, train, c) for b,q,c in tries], [features(*t) for t in tries]))
-    return _stack(*(solved(k)(*features(rows, length, cached)).cost for k in (1, 2)), self.text.num_hidden_layers)
+    one,two = (solved(k)(*features(rows, length, cached)).cost for k in (1, 2))
+    return _stack(one, two, self.text.num_hidden_layers)
 
 # %% ../nbs/22_plan.ipynb #b1c78d96
 _CHUNK = signature(selected_logps).parameters["chunk"].default
@@ -454,10 +455,11 @@ def vision(self:Planner,
     def merger(patches): return self.rehearse(model, lambda: (torch.empty(patches, width, dtype=s.torch_dtype, requires_grad=train),), tower.merger, train)
     def solved(name, run): return self.once(s, ("vision", name, train), lambda: _solve([run(n) for n in (64, 128)], [(1, 64), (1, 128)]))
     n = tokens(self.config, s).patches*images
-    one = solved("merger", merger)(1, n).cost
-    stack = _stack(*(solved(k, partial(blocks, k))(1, n).cost for k in (1, 2)), self.eyes.depth)
-    deep = one.kept*self.deep   # DeepStack's mergers keep theirs while the blocks work; the last merger comes after all blocks, and first in the backward
-    return Cost(stack.kept+one.kept+deep, deep+max(stack.forward, stack.kept+one.forward), deep+max(stack.backward, stack.kept+one.backward))
+    merge = solved("merger", merger)(1, n).cost
+    one,two = (solved(k, partial(blocks, k))(1, n).cost for k in (1, 2))
+    stack = _stack(one, two, self.eyes.depth)
+    deep = merge.kept*self.deep # DeepStack's mergers keep theirs while the blocks work; the last merger comes after all blocks, and first in the backward
+    return Cost(stack.kept+merge.kept+deep, deep+max(stack.forward, stack.kept+merge.forward), deep+max(stack.backward, stack.kept+merge.backward))
 
 # %% ../nbs/22_plan.ipynb #02f83abf
 @patch
@@ -660,7 +662,7 @@ def measure(
     model = build(config, s, device)
     queries,rollouts = random_queries(model, config, s)
     banned = [config.image_token_id, config.video_token_id]
-    policy = SimpleNamespace(model=model, config=config, banned=banned, tokenizer=SimpleNamespace(eos_token_id=-2, decode=lambda *a, **k: ""))
+    policy:Any = SimpleNamespace(model=model, config=config, banned=banned, tokenizer=SimpleNamespace(eos_token_id=-2, decode=lambda *a, **k: ""))
     generator = torch.Generator(device).manual_seed(0)
     def score(train):
         model.train(train)
@@ -761,7 +763,7 @@ def advice(self:Planner,
     now = self.phases(s)
     phase,most = max(((k, sum(v.values())) for k,v in now.items()), key=lambda kv: kv[1])
     half = lambda name, flag: [(f"{flag} {getattr(s, name)//2}", {name:getattr(s, name)//2})] if getattr(s, name)>1 else []
-    slower = ([] if s.shared else [("share_prefix true", dict(shared=True))])+([] if s.checkpointing else [("gradient_checkpointing true", dict(checkpointing=True))])
+    slower:list[tuple[str, dict]] = ([] if s.shared else [("share_prefix true", dict(shared=True))])+([] if s.checkpointing else [("gradient_checkpointing true", dict(checkpointing=True))])
     B,most_together = tokens(self.config, s).queries,min(s.queries, s.queries_per_sampling or s.queries)
     if B>1:
         t = tokens(self.config, s)

@@ -7,7 +7,7 @@ __all__ = ['JUDGE_PROMPT', 'JUDGES', 'ask_text', 'label_tokens', 'label_probs', 
 
 # %% ../nbs/14_policy_judge.ipynb #976df638
 import json
-from collections.abc import Sequence
+from collections.abc import Callable,Sequence
 from contextlib import contextmanager,nullcontext
 from typing import Any
 
@@ -142,4 +142,5 @@ def make_judge(
     "The judge of this name"
     if name not in JUDGES: raise InputError(f"judge={name!r}: choose one of {', '.join(JUDGES)}")
     if name=="policy" and policy is None: raise InputError("judge='policy' needs the policy that is to judge")
-    return dict(rubric=RubricJudge, endpoint=lambda: EndpointJudge(endpoint), policy=lambda: PolicyJudge(policy), none=lambda: None)[name]()
+    makers:dict[str, Callable] = dict(rubric=RubricJudge, endpoint=lambda: EndpointJudge(endpoint), policy=lambda: PolicyJudge(policy), none=lambda: None)
+    return makers[name]()

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['LoraSettings', 'lora_targets', 'add_lora', 'check_trainable', 'setting', 'PolicyConfig', 'own_settings', 'load_base',
-           'make_trainable', 'merge', 'push_policy']
+           'make_trainable', 'merge', 'open_repo', 'push_policy']
 
 # %% ../nbs/11_qlora.ipynb #0756b949
-import inspect
+import inspect,shutil
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass,field,replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from peft import LoraConfig,PeftModel,get_peft_model,get_peft_model_state_dict,set_peft_model_state_dict
 from torch import nn
 from transformers import TrainingArguments
@@ -103,6 +107,10 @@ class PolicyConfig(TrainingArguments):
     rslora:bool = setting(False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
     dora:bool = setting(False, "Adapt length and direction of weights apart (DoRA); slower")
     attn_implementation:str = setting("sdpa", "How attention is computed: sdpa or eager")
+    push_to_hub:bool = setting(False, "Push the trained policy and its card to the hub, as hub_model_id; a run's logs, replies and checkpoints stay here")
+    hub_model_id:str|None = setting(None, "Where to push to, USER/NAME; the token is that of `hf auth login`, or HF_TOKEN")
+    hub_private_repo:bool = setting(True, "What push_to_hub makes is private")
+    hub_strategy:str = setting("end", "When to push: only end is possible")
     remove_unused_columns:bool = False # samples are no rows of columns
     @property
     def lora(self)->LoraSettings|None: # None: no new adapter
@@ -110,6 +118,11 @@ class PolicyConfig(TrainingArguments):
         if not self.lora_rank: return None
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_vision, self.lora_merger, tuple(self.lora_targets), self.rslora, self.dora)
     def __post_init__(self):
+        if self.push_to_hub and not self.hub_model_id: raise InputError("push_to_hub=True, but where to? Give hub_model_id as USER/NAME")
+        if self.hub_token: raise InputError("hub_token: others could read it in the list of processes; set HF_TOKEN, or log in by `hf auth login`")
+        for name,can in (("hub_strategy", "end"), ("hub_always_push", False), ("hub_revision", None)):
+            if getattr(self, name)!=can:
+                raise InputError(f"{name}={getattr(self, name)!r}: a policy is pushed once, when it is trained, to the main branch; leave {name} out")
         super().__post_init__()
         if self.quantise not in (None, 4, 8): raise InputError(f"quantise={self.quantise!r}: choose 4 or 8 bits, or leave it out")
         if self.dtype not in (None, "float32", "bfloat16"): raise InputError(f"dtype={self.dtype!r}: choose float32 or bfloat16, or leave it out")
@@ -153,17 +166,28 @@ def merge(
     return replace(policy, model=model.merge_and_unload(safe_merge=True).requires_grad_(True).eval())
 
 # %% ../nbs/11_qlora.ipynb #ef02950c
+@contextmanager
+def _hub(repo):
+    try: yield HfApi()
+    except (OSError, ValueError, HTTPError) as e:
+        raise InputError(f"can't push to {repo!r}: {str(e)[:300]}; is the name right, and is there a token with write access (hf auth login, or HF_TOKEN)?") from e
+
+def open_repo(
+    repo:str,           # `user/name`, or a name of one's own
+    private:bool=True,  # Of a repository that does not exist yet
+)->str:                 # `user/name`
+    "Make sure that there is a repository to push to"
+    with _hub(repo) as api: return api.create_repo(repo, private=private, exist_ok=True).repo_id
+
 def push_policy(
     policy:Policy,      # An adapter is pushed as an adapter
     repo:str,           # `user/name`
     private:bool=True,  # Of a repository that does not exist yet
+    files:Sequence[str|Path]=(), # To go with it, such as a card `README.md`
 )->str:                 # Address of the commit
     "Push a policy to the hub, from where `load_policy` reads it"
-    api = HfApi()
-    try:
-        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        with TemporaryDirectory() as folder:
-            save_policy(policy, folder)
-            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A policy trained with iVGR"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"can't push to {repo!r}: {str(e)[:300]}; is the name right, and is there a token with write access (hf auth login, or HF_TOKEN)?") from e
+    repo = open_repo(repo, private)
+    with _hub(repo) as api, TemporaryDirectory() as folder:
+        save_policy(policy, folder)
+        for f in files: shutil.copy(f, folder)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A policy trained with iVGR"))

@@ -89,8 +89,8 @@ def read_rollouts(
     t,stops,vocabulary = policy.tokenizer,policy.model.generation_config.eos_token_id,policy.config.get_text_config().vocab_size
     ends = {t.eos_token_id, *(stops if isinstance(stops, list) else [stops])}
     try:
-        answer = json.loads(answer)
-        choices,seen = sorted(answer["choices"], key=lambda c: c["index"]),answer.get("prompt_token_ids")
+        got = json.loads(answer)
+        choices,seen = sorted(got["choices"], key=lambda c: c["index"]),got.get("prompt_token_ids")
         must(choices, "no reply came")
         must(seen and all(c.get("token_ids") for c in choices), "the answer has no token ids: a vLLM of 0.10.2 or later gives them", "unreadable")
         must(all((c.get("logprobs") or {}).get("content") for c in choices), "the answer has no log-probabilities", "unreadable")
@@ -201,6 +201,7 @@ def jointly(
     do:Callable[[], Any], # What each process does; all must come here
 )->list:                  # What it gave, by rank
     "Do something in every process; what fails in one, for a reason that a person can mend, fails in all with its error"
+    mine:tuple[Any, Exception|None]
     try: mine = do(),None
     except (InputError, OSError) as e: mine = None,e
     everyones = gather_object([mine])

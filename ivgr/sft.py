@@ -11,7 +11,7 @@ __all__ = ['ROLES', 'WRITER', 'CROWDED', 'LEADS', 'FREE', 'Trace', 'read_turns',
 
 # %% ../nbs/12_sft.ipynb #81832645
 import hashlib,json,os,re
-from collections.abc import Sequence
+from collections.abc import Callable,Sequence
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,replace
 from pathlib import Path
@@ -237,7 +237,7 @@ def open_data(
     "Open a data set, whichever of the two kinds it is"
     import pyarrow.parquet as pq
     files,_ = locate(path, split, ("parquet", "jsonl", "json"))
-    try: talks = files[0].suffix in (".json", ".jsonl") or {"conversations", "messages"}&set(pq.read_schema(files[0]).names)
+    try: talks = files[0].suffix in (".json", ".jsonl") or bool({"conversations", "messages"}&set(pq.read_schema(files[0]).names))
     except Exception: talks = False  # `Samples` says what is wrong with the file
     return Conversations(path, split, frame) if talks else Samples(path, split)
 
@@ -465,7 +465,7 @@ def pointing_loss(
     leads:Sequence[str],   # The words before the colour, for each scene
 )->tuple[torch.Tensor, float]: # Mean negative log-likelihood, and the share of tiles whose region has more than half of the probability
     "How well words find what they name"
-    queries,trees = zip(*(pointing_tree(policy, *scene, lead) for scene,lead in zip(scenes, leads)))
+    queries,trees = zip(*(pointing_tree(policy, tiles, image, lead) for (tiles,image),lead in zip(scenes, leads)))
     logps,mask = leaf_logps(policy.model, trees, queries, [len(tiles) for tiles,_ in scenes])
     return -logps[mask].mean(),(logps.sum(1).exp()>.5).float().mean().item()
 
@@ -684,19 +684,22 @@ def check_files(
 
 # %% ../nbs/12_sft.ipynb #7d3968ea
 FREE = {"output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit", "report_to", "completions",
-        "share_prefix", "tokens_per_forward"}  # may change when a run goes on
+        "share_prefix", "tokens_per_forward", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"}  # may change when a run goes on
 
 def claim_output(
     args:TrainingArguments, # Settings; what `run.json` keeps of them are those that we declare, and the seed
     resume:bool|str,        # Go on with what is there, or with the checkpoint of this name; otherwise no run may be there
 )->Path|None:               # The checkpoint to go on from
     "Make sure that an output directory belongs to this run"
+    if args.push_to_hub:
+        raise InputError("push_to_hub=True is for `ivgr sft` and `ivgr train`, which push a policy and its card when they are done; in Python, call "
+                         "ivgr.qlora.push_policy with what training returns")
     out = Path(args.output_dir)
     mine = {k:v for k,v in asdict(args).items() if k in own_settings(type(args))-FREE}|{"seed":args.seed, "processes":args.world_size}
     found = {p.name:p for p in whole_checkpoints(out)}
     if isinstance(resume, str) and resume not in found:
         raise InputError(f"there is no whole checkpoint {resume!r} in {str(out)!r}: there are {', '.join(found) or 'none'}")
-    checkpoint = found.get(resume) or next(reversed(found.values()), None)
+    checkpoint = found[resume] if isinstance(resume, str) else next(reversed(found.values()), None)
     if checkpoint and not resume:
         raise InputError(f"{str(out)!r} holds a run already ({checkpoint.name}): go on with --resume, or choose another --output_dir")
     if resume and (out/"run.json").exists():
@@ -716,8 +719,9 @@ def warm_up(
     progress:bool=True,    # Show progress bars
 )->Policy:
     "The stages that come before the traces, if there are any"
-    stages = [("seen", learn_to_see, args.see_steps), ("pointed", learn_to_point, args.point_steps)]*(args.policy=="blank")
-    for name,learn,steps in [*stages, *[("chosen", learn_to_choose, args.choose_steps)]*bool(args.choose_steps)]:
+    stages:list[tuple[str, Callable, int]] = [("seen", learn_to_see, args.see_steps), ("pointed", learn_to_point, args.point_steps)]*(args.policy=="blank")
+    if args.choose_steps: stages.append(("chosen", learn_to_choose, args.choose_steps))
+    for name,learn,steps in stages:
         kept = Path(args.output_dir)/name
         if resume and (kept/"prompts.json").exists(): policy = load_policy(kept, torch.float32, "cpu")  # this file is written last
         else:
@@ -741,7 +745,7 @@ def cold_start(
     if progress:
         (fed,plain),n = map(sum, zip(*tokens)),sum(map(len, traces.rows))
         print(f"{n} traces about {len(traces)} images: {fed} tokens a pass, {plain} if every trace had an image of its own", flush=True)
-    if not checkpoint: policy = warm_up(policy, args, resume, progress)  # else its weights come from the checkpoint
+    if not checkpoint: policy = warm_up(policy, args, bool(resume), progress)  # else its weights come from the checkpoint
     policy = make_trainable(policy, args)
     args.disable_tqdm = True  # SftLog shows our own bar
     trainer = ColdStartTrainer(policy, args, traces, largest)

@@ -103,7 +103,7 @@ def test_no_path_of_a_machine_is_written_down():
 BASE = """
 import sys
 import ivgr, ivgr.cli
-heavy = {'torch', 'transformers', 'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'matplotlib', 'datasets'}
+heavy = {'torch', 'transformers', 'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'matplotlib', 'datasets', 'shtab', 'rich'}
 print(sorted(heavy&{m.split('.')[0] for m in sys.modules}))
 """
 

@@ -332,26 +332,60 @@ class Hub(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(data).encode())
     def log_message(self, *args): pass
 
-@pytest.mark.parametrize("refuse", [False, True])
-def test_push(refuse, saved, monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.calls,server.refuse = [],refuse
+    server.calls,server.refuse = [],False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("ivgr.qlora.HfApi", lambda: HfApi(f"http://127.0.0.1:{server.server_port}", token="hf_secret"))
+    yield server
+    server.shutdown(); server.server_close()
+
+def pushed(server):
+    "Files of the one commit"
+    commits = [b for p,_,b in server.calls if "/commit/" in p]
+    assert len(commits)==1 and {auth for _,auth,_ in server.calls}=={"Bearer hf_secret"}
+    return {l["value"]["path"]:b64decode(l["value"]["content"]) for l in map(json.loads, commits[0].decode().splitlines()) if l["key"]=="file"}
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_push(refuse, saved, hub):
+    hub.refuse = refuse
     lora = add_lora(load_policy(saved/"qwen3_vl", device="cpu"))
-    try:
-        if refuse:
-            with pytest.raises(InputError, match="(?s)can't push to 'me/mine'.*write access"): push_policy(lora, "me/mine")
-        else: assert "commit/abc" in push_policy(lora, "me/mine")
-    finally: server.shutdown(); server.server_close()
-    path,_,body = server.calls[0]
-    assert path=="/api/repos/create" and "private" in body.decode() and {auth for _,auth,_ in server.calls}=={"Bearer hf_secret"}
+    if refuse:
+        with pytest.raises(InputError, match="(?s)can't push to 'me/mine'.*write access"): push_policy(lora, "me/mine")
+    else: assert "commit/abc" in push_policy(lora, "me/mine")
+    path,_,body = hub.calls[0]
+    assert path=="/api/repos/create" and json.loads(body)["visibility"]=="private"
     if refuse: return
-    lines = [json.loads(l) for p,_,b in server.calls if "/commit/" in p for l in b.decode().splitlines()]
-    files = {l["value"]["path"]:b64decode(l["value"]["content"]) for l in lines if l["key"]=="file"}
+    files = pushed(hub)
     assert {"adapter_config.json", "adapter_model.safetensors", "prompts.json", "tokenizer.json", "preprocessor_config.json"}<=set(files)
     assert b"lora_A" in files["adapter_model.safetensors"][:2000]
+
+def test_a_hub_that_does_not_answer_is_told(saved, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("ivgr.qlora.HfApi", lambda: HfApi("http://127.0.0.1:9", token="hf_secret"))
+    with pytest.raises(InputError, match="can't push to 'me/mine'"): push_policy(load_policy(saved/"qwen3_vl", device="cpu"), "me/mine")
+
+@pytest.mark.parametrize("command", ["sft", "train"])
+def test_the_end_of_a_run_is_on_the_hub(command, hub, data, tmp_path, capsys, monkeypatch):
+    "The policy as it was saved, with reader, prompts, card and settings; neither logs nor replies nor the archive"
+    from ivgr.cli import main
+    from ivgr.trainer import DualStreamTrainer
+    argv = [command, "--data", str(data), "--policy", "tiny", "--output_dir", str(tmp_path/"run"), "--lora_rank", "2", "--max_steps", "1", "--save_steps", "1",
+            "--per_device_train_batch_size", "2", "--logging_steps", "1", "--use_cpu", "true", "--push_to_hub", "true", "--hub_model_id", "mine"]
+    if command=="train": argv += ["--n_rollouts", "2", "--max_new_tokens", "8"]
+    assert main([*argv, "--hub_private_repo", "false"])==0
+    assert "pushed: " in capsys.readouterr().out and json.loads(hub.calls[0][2])["visibility"]=="public"
+    files = pushed(hub)
+    here = {p.name for p in (tmp_path/"run").iterdir() if p.is_file()}
+    assert set(files)<=here and here-set(files)=={"metrics.jsonl", "training_args.bin"}|({"archive.json", "completions.jsonl"} if command=="train" else set())
+    assert all(content==(tmp_path/"run"/name).read_bytes() for name,content in files.items()) and b"Limits" in files["README.md"]
+    assert not any(k.startswith("hub") or "push" in k for k in json.loads(files["run.json"]))
+    hub.refuse = True
+    monkeypatch.setattr(DualStreamTrainer, "roll_out", None)
+    assert main([*argv, "--output_dir", str(tmp_path/"other")])==2 and not (tmp_path/"other").exists()  # told before any work
+    assert "can't push to 'mine'" in capsys.readouterr().err
 
 # The trainer. Random weights never earn a reward, so here a reply is worth something by its tokens
 
@@ -404,9 +438,9 @@ def test_a_run_goes_on_from_an_adapter(saved, data, tmp_path, toy_reward):
     with pytest.raises(InputError, match="has an adapter already"): train(train_args(tmp_path/"c", data, tmp_path/"a", lora_rank=4), progress=False)
 
 def test_settings_on_the_command_line():
-    from ivgr.cli import read_settings
+    from ivgr.cli import read_settings,settings_parser
     from ivgr.trainer import DualStreamConfig
     flags = "--quantise 4 --lora_rank 8 --lora_targets q_proj v_proj --lora_merger true --rslora true --gradient_checkpointing true".split()
-    args,_ = read_settings(DualStreamConfig, [*flags, "--use_cpu", "true"], "ivgr train", "")
+    args,_ = read_settings(settings_parser(DualStreamConfig, "ivgr train", ""), [*flags, "--use_cpu", "true"])
     assert args.quantise==4 and args.lora==LoraSettings(8, merger=True, targets=("q_proj", "v_proj"), rslora=True)
-    assert read_settings(DualStreamConfig, ["--use_cpu", "true"], "ivgr train", "")[0].lora is None
+    assert read_settings(settings_parser(DualStreamConfig, "ivgr train", ""), ["--use_cpu", "true"])[0].lora is None
