@@ -17,8 +17,9 @@ import torch
 from peft import PeftConfig,PeftModel,get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Regex,Tokenizer,decoders,models,pre_tokenizers
-from transformers import (AutoConfig,AutoImageProcessor,AutoModelForImageTextToText,AutoTokenizer,BitsAndBytesConfig,
+from transformers import (AutoConfig,AutoModelForImageTextToText,AutoTokenizer,BitsAndBytesConfig,
                           PreTrainedConfig,PreTrainedTokenizerFast,Qwen3VLConfig,Qwen3VLForConditionalGeneration)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor # By this way older releases don't ask for torchvision
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 

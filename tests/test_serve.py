@@ -188,7 +188,8 @@ def test_batched_cached_and_gone(folder, tmp_path):
 
 # The shipped policy has an image processor and a tokenizer, but no processor of both, which would want torchvision for videos.
 READER = """
-from transformers import AutoImageProcessor,AutoProcessor,AutoTokenizer,ProcessorMixin
+from transformers import AutoProcessor,AutoTokenizer,ProcessorMixin
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 class Reader(ProcessorMixin):
     return_mm_token_type_ids,replace_image_token = True,Qwen3VLProcessor.replace_image_token
