@@ -20,7 +20,7 @@ def ran(tmp_path_factory):
     write_needle(out/"data", "train", 12, progress=False)
     with RolloutFake(add_lora(load_policy(device="cpu"), LoraSettings(rank=4, vision=True))) as server:
         process = launch("two_sharded.py", out/"data", out, server.url)
-        try: said,_ = process.communicate(timeout=300)
+        try: said,_ = process.communicate(timeout=240)
         finally: process.terminate()
     assert not process.returncode, said
     return out
