@@ -195,6 +195,7 @@ class DualStreamTrainer(Trainer):
                              "set quantise and lora_rank, and shard_base, which splits the frozen weights; see configs/accelerate/fsdp_qlora.yaml")
         if args.shard_base:
             for wrong,why in ((not adapter, "only frozen weights are split between processes: set lora_rank"),
+                              (args.quantise==8, "weights in 8 bits are tied to scales that are not split with them: set quantise=4"),
                               (getattr(judge, "policy", None) is policy, "every process would ask the split policy as often as it has texts to judge, "
                                                                          "and wait for the others: choose another judge"),
                               (not sampler, "each token that is sampled here would put all weights together, and replies differ in length: set rollout_url"),

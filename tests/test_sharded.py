@@ -52,12 +52,13 @@ def test_resumed(ran):
         whole,resumed = (torch.load(ran/f"{name}-{rank}.pt")["adapter"] for name in ("kl-sharded", "resumed"))
         for n,w in whole.items(): assert torch.equal(resumed[n], w), n
 
-@pytest.mark.parametrize("lora,judge,sampler,words", [(False, False, True, "set lora_rank"), (True, True, True, "choose another judge"),
-                                                      (True, False, False, "set rollout_url"), (True, False, True, "one process")])
-def test_refused(tmp_path, lora, judge, sampler, words):
+@pytest.mark.parametrize("lora,bits,judge,sampler,words", [(False, None, False, True, "set lora_rank"), (True, 8, False, True, "set quantise=4"),
+                                                           (True, None, True, True, "choose another judge"), (True, None, False, False, "set rollout_url"),
+                                                           (True, 4, False, True, "one process")])
+def test_refused(tmp_path, lora, bits, judge, sampler, words):
     write_needle(tmp_path, "train", 2, progress=False)
-    policy = load_policy(device="cpu")
+    policy = load_policy(device="cpu", quantise=bits)
     if lora: policy = add_lora(policy, LoraSettings(rank=4))
-    args = DualStreamConfig(output_dir=str(tmp_path), shard_base=True, use_cpu=True)
+    args = DualStreamConfig(output_dir=str(tmp_path), shard_base=True, quantise=bits, use_cpu=True)
     with pytest.raises(InputError, match=f"shard_base=True: .*{words}"):
         DualStreamTrainer(policy, args, Samples(tmp_path), PolicyJudge(policy) if judge else None, (lambda *_: None) if sampler else None)
