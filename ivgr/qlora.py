@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LoraSettings', 'lora_targets', 'add_lora', 'check_trainable', 'setting', 'PolicyConfig', 'own_settings', 'load_base',
-           'make_trainable', 'merge', 'open_repo', 'push_policy']
+           'make_trainable', 'shard_base', 'evenly', 'merge', 'open_repo', 'push_policy']
 
 # %% ../nbs/11_qlora.ipynb #0756b949
 import inspect,shutil
-from collections.abc import Sequence
+from collections.abc import Iterator,Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -16,16 +16,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from peft import LoraConfig,PeftModel,get_peft_model,get_peft_model_state_dict,set_peft_model_state_dict
-from torch import nn
+from torch import distributed,nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule,fully_shard
 from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .core import InputError
+from .core import InputError,Rollout,Stream
 from .policy import is_quantised,load_policy,save_policy
-from .tree import Policy
+from .tree import Policy,Query,backbone,token_logps
 
 # %% ../nbs/11_qlora.ipynb #4ed9ee4c
 @dataclass(frozen=True)
@@ -151,6 +154,37 @@ def make_trainable(
     policy = add_lora(policy, args.lora, args.seed) if args.lora else policy
     check_trainable(policy, beta)
     return policy
+
+# %% ../nbs/11_qlora.ipynb #7d542c07
+def shard_base(
+    policy:Policy, # With an adapter, the same in all processes
+)->None:
+    "Leave each process its share of the frozen weights of the language model's layers"
+    model = backbone(policy.model)[0].language_model
+    mesh = init_device_mesh(policy.device.type, (distributed.get_world_size(),))
+    learns = {p for p in model.parameters() if p.requires_grad}
+    for layer in model.layers: fully_shard(layer, mesh=mesh, ignored_params=learns)
+    fully_shard(model, mesh=mesh, ignored_params=set(model.parameters()))  # no weights of its own, but it fetches a layer while the one before computes
+
+# %% ../nbs/11_qlora.ipynb #82176c99
+def _nothing(policy): # The log-probability of one token
+    processor,end,c = policy.image_processor,policy.tokenizer.eos_token_id,policy.config
+    m = processor.merge_size
+    pixels = torch.zeros(m*m, 3*processor.temporal_patch_size*processor.patch_size**2)
+    query = Query([c.image_token_id], {Stream.SINGLE:[end]}, pixels, torch.tensor([[1, m, m]]), torch.zeros(3, 1, dtype=torch.long))
+    return token_logps(policy.model, [query], [[Rollout(Stream.SINGLE, [end], [0.], "")]])[0]
+
+def evenly(
+    policy:Policy,   # Whose base may be sharded
+    parts:Sequence,  # Of this process; the caller makes one forward for each, and its backward where gradients are on
+)->Iterator:
+    "Go through the parts; with a sharded base, go on with forwards of nothing until all processes have made equally many"
+    sharded = isinstance(backbone(policy.model)[0].language_model, FSDPModule)
+    missing = max(gather_object([len(parts)]))-len(parts) if sharded else 0
+    yield from parts
+    for _ in range(missing):
+        logp = _nothing(policy)
+        if torch.is_grad_enabled(): (0*logp.sum()).backward()
 
 # %% ../nbs/11_qlora.ipynb #5585b852
 def merge(

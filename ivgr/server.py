@@ -26,6 +26,7 @@ from .core import InputError,Rollout,Stream,is_number,rng_for
 from .endpoint import Endpoint,Failed,check_server,env_setting,in_thread,is_whole,need
 from .loss import importance_weights
 from .prompts import messages
+from .qlora import evenly
 from .tree import Policy,Query,token_logps
 
 # %% ../nbs/15_server.ipynb #b2c89c03
@@ -223,7 +224,7 @@ def correct(
     gaps,training = [],policy.model.training
     policy.model.eval()
     try:
-        for q,rs in zip(queries, rollouts):
+        for q,rs in evenly(policy, list(zip(queries, rollouts))):
             logps,mask = token_logps(policy.model, [q], [rs], shared, temperature, policy.banned)
             for r,row,real in zip(rs, logps.cpu(), mask.cpu()):
                 own,sampled = row[real],torch.tensor(r.logps)

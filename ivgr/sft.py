@@ -684,7 +684,7 @@ def check_files(
 
 # %% ../nbs/12_sft.ipynb #7d3968ea
 FREE = {"output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit", "report_to", "completions",
-        "share_prefix", "tokens_per_forward", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"}  # may change when a run goes on
+        "share_prefix", "tokens_per_forward", "shard_base", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"}  # may change when a run goes on
 
 def claim_output(
     args:TrainingArguments, # Settings; what `run.json` keeps of them are those that we declare, and the seed

@@ -32,7 +32,7 @@ from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_weights,save_reader
 from .policy_judge import JUDGES,frozen_base,make_judge
-from .qlora import PolicyConfig,load_base,make_trainable,setting
+from .qlora import PolicyConfig,evenly,load_base,make_trainable,setting,shard_base
 from .rewards import read_rules,warn_unmatched
 from .sampler import QuerySampler,make_groups,sample_rollouts
 from .server import RolloutConfig,RolloutServer
@@ -66,6 +66,8 @@ class DualStreamConfig(PolicyConfig):
     clip_high:float = setting(.28, "Upper half-width of the trust region on the ratio")
     dual_clip:float = setting(3., "Bound on the loss of a token with negative advantage")
     single_share:float|None = setting(None, "Share of single-stream rows in a batch; default as in the data (the paper: 52 of 282)")
+    shard_base:bool = setting(False, "Split the frozen weights beside an adapter between the processes, for a base that is too large for a card; "
+                                     "needs --rollout_url")
     share_prefix:bool = setting(True, "Run trunk and branches once for all rollouts; false: the plain path, once for each")
     completions:int = setting(4, "Rollouts of a step that go into completions.jsonl")
     learning_rate:float = setting(3e-4, "Peak learning rate (the paper, full fine-tune of 7B: 1e-6)")
@@ -189,8 +191,17 @@ class DualStreamTrainer(Trainer):
         self._rollouts,self._stats = None,{}  # of the numbers for the log: sum and weight
         super().__init__(model=policy.model, args=args, data_collator=list, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise InputError("weights that are split between cards (FSDP, DeepSpeed) are not supported: every process holds the whole policy; "
-                             "for a policy that is too large for a card set quantise")
+            raise InputError("what learns is never split between cards (FSDP and DeepSpeed of accelerate): for a policy that is too large for a card "
+                             "set quantise and lora_rank, and shard_base, which splits the frozen weights; see configs/accelerate/fsdp_qlora.yaml")
+        if args.shard_base:
+            for wrong,why in ((not adapter, "only frozen weights are split between processes: set lora_rank"),
+                              (args.quantise==8, "weights in 8 bits are tied to scales that are not split with them: set quantise=4"),
+                              (getattr(judge, "policy", None) is policy, "every process would ask the split policy as often as it has texts to judge, "
+                                                                         "and wait for the others: choose another judge"),
+                              (not sampler, "each token that is sampled here would put all weights together, and replies differ in length: set rollout_url"),
+                              (args.world_size==1, "there is one process, so nothing to split: start several with accelerate launch")):
+                if wrong: raise InputError(f"shard_base=True: {why}")
+            shard_base(policy)
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)  # not wrapped: `add_up` does what is needed
     def get_train_dataloader(self): return DataLoader(_Batches(self), batch_size=None)
     def floating_point_ops(self, inputs): return 0
@@ -199,7 +210,7 @@ class DualStreamTrainer(Trainer):
         save_reader(self.policy, output_dir or self.args.output_dir)
         self.archive.save(Path(output_dir or self.args.output_dir)/"archive.json")
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if isinstance(self.policy.model, PeftModel) or self.is_fsdp_enabled: super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.policy.model, PeftModel): super()._load_from_checkpoint(resume_from_checkpoint, model)
         else: load_weights(self.policy.model, resume_from_checkpoint)
         self.archive = Archive.load(Path(resume_from_checkpoint)/"archive.json", self.args.tau)
     def log(self, logs, start_time=None):
@@ -262,9 +273,11 @@ def score(self:DualStreamTrainer, queries, groups, batch): # As they were sample
     parts = forwards(self.sizes(queries, [g.rollouts for g in groups]), self.args.tokens_per_forward) if self.args.beta else ()
     def refer(part): self.reference_logps([queries[i] for i in part], [groups[i] for i in part])
     try:
-        finish = [pool.submit(refer, part).result if getattr(self.judge, "waits", False) else partial(refer, part) for part in parts]
+        meanwhile = getattr(self.judge, "waits", False) and not self.args.shard_base
+        finish = [pool.submit(refer, part).result if meanwhile else partial(refer, part) for part in parts]
         stats = score_groups(groups, self.archive, self.judge, batch, rules=self.args.answer_rules, everyone=self.everyone_light)
-        for done in finish: done()
+        with torch.no_grad():
+            for done in evenly(self.policy, finish): done()
     finally: pool.shutdown(cancel_futures=True)
     reports = self.everyone([self.judge.report() if hasattr(self.judge, "report") else {}])
     return stats|{f"judge/{k}":sum(r.get(k, 0) for r in reports) for k in dict.fromkeys(k for r in reports for k in r)}
@@ -386,7 +399,7 @@ def _step(self:DualStreamTrainer, samples):
     alive = [(q, *map(list, zip(*live))) for q,g,vs in zip(queries, groups, values)
              if (live := [(r, v) for r,v in zip(g.rollouts, vs) if v or a.beta])]
     total = torch.zeros((), device=self.policy.device)
-    for chosen in forwards(self.sizes([q for q,*_ in alive], [rs for _,rs,_ in alive]), a.tokens_per_forward):
+    for chosen in evenly(self.policy, forwards(self.sizes([q for q,*_ in alive], [rs for _,rs,_ in alive]), a.tokens_per_forward)):
         loss = self.update_loss(*zip(*(alive[i] for i in chosen)), n_tokens)
         self.accelerator.backward(loss)
         total += loss.detach()

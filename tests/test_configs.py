@@ -36,7 +36,7 @@ def test_unknown_key(tmp_path):
     path.write_text((CONFIGS/"paper.yaml").read_text()+"tokens_per_foward: 1\n")
     with pytest.raises(InputError, match="unknown key 'tokens_per_foward'; did you mean 'tokens_per_forward'"): read(path)
 
-@pytest.mark.parametrize("name,kind,processes", [("single_gpu", "NO", 1), ("multi_gpu", "MULTI_GPU", 4), ("multi_node", "MULTI_GPU", 16)])
+@pytest.mark.parametrize("name,kind,processes", [("single_gpu", "NO", 1), ("multi_gpu", "MULTI_GPU", 4), ("multi_node", "MULTI_GPU", 16), ("fsdp_qlora", "MULTI_GPU", 4)])
 def test_accelerate(name, kind, processes):
     c = load_config_from_file(str(CONFIGS/"accelerate"/f"{name}.yaml"))
     assert (c.distributed_type.value, c.num_processes)==(kind, processes)

@@ -8,17 +8,17 @@ import pytest,torch
 from huggingface_hub import HfApi
 from peft import PeftModel
 from safetensors.torch import load_file,save_file
-from torch import nn
+from torch import distributed,nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AutoConfig,AutoModelForImageTextToText,Qwen2VLImageProcessorPil
 
 import ivgr
-from ivgr import sampler
+from ivgr import qlora,sampler
 from ivgr.boxes import Frame
 from ivgr.core import InputError,Reward
 from ivgr.data import Samples,write_needle
 from ivgr.policy import TINY_PROMPTS,is_quantised,load_policy,save_policy,tiny_tokenizer
-from ivgr.qlora import LoraSettings,add_lora,lora_targets,merge,push_policy
+from ivgr.qlora import LoraSettings,add_lora,evenly,lora_targets,merge,push_policy,shard_base
 from ivgr.sampler import sample_rollouts
 from ivgr.tree import Policy,encode,packs,token_logps
 
@@ -127,6 +127,40 @@ def test_merged_is_the_adapter_on_the_unpacked_base(family, settings, saved, dat
     assert {type(m) for m in plain.model.modules() if isinstance(m, nn.Linear)}=={nn.Linear}
     off = (logps(plain, queries, rollouts)-learned).abs().max()
     assert off<1e-3<(learned-base).abs().max(), off
+
+@pytest.fixture
+def alone():
+    "A group of processes with one in it"
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+@pytest.mark.parametrize("targets", [(), ("attn.qkv", "1.mlp.down_proj")], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_fills_up_takes_the_same_way(family, targets, saved, data, alone, monkeypatch):
+    "With a split base a forward of nothing calls the layers that a real one calls, and has them in the backward too, whatever is adapted"
+    real = add_lora(load_policy(saved/family, device="cpu", quantise=4), LoraSettings(rank=4, vision=True, targets=targets))
+    queries,rollouts = rolled(real, data)
+    shard_base(real)
+    monkeypatch.setattr(qlora, "gather_object", lambda mine: [1])
+    def way(parts):
+        seen,hooks = [],[]
+        for n,m in real.model.named_modules():
+            if n.endswith(("layers.0", "layers.1")):
+                def note(module, args, out, n=n):
+                    seen.append((n, out.requires_grad))
+                    if out.requires_grad: out.register_hook(lambda grad: seen.append((n, "backward")))
+                hooks.append(m.register_forward_hook(note))
+        for i in evenly(real, parts):
+            values,mask = token_logps(real.model, [queries[i]], [rollouts[i]], banned=real.banned)
+            values[mask].sum().backward()
+        for h in hooks: h.remove()
+        grads = {n:p.grad.clone() for n,p in real.model.named_parameters() if p.grad is not None}
+        real.model.zero_grad()
+        return seen,grads
+    (seen,grads),(idle,nothing) = way([0]),way([])
+    assert len(seen)==4 and idle==seen and nothing.keys()==grads.keys()
+    assert any(g.any() for g in grads.values()) and not any(g.any() for g in nothing.values())
 
 def test_a_scale_that_does_not_shrink_with_the_rank(saved):
     scale = lambda **kw: next(m.scaling["default"] for m in add_lora(load_policy(saved/"qwen3_vl", device="cpu"), LoraSettings(**kw)).model.modules() if isinstance(getattr(m, "scaling", None), dict))
