@@ -6,8 +6,9 @@
 __all__ = ['Reference', 'Archive', 'judge_groups', 'reward_stats', 'score_groups']
 
 # %% ../nbs/06_archive.ipynb #2b936d6e
-import json,math,warnings
+import gc,json,math,warnings
 from collections.abc import Callable,Iterable,Mapping,Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass,fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from .judge import SCORES,Judge,Pair,ask_judge,nearest
 from .rewards import SINGLE_WEIGHTS,base_rewards,totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
+def _is_box(b): return isinstance(b, (list, tuple)) and len(b)==4 and all(map(is_number, b))
+
+_CHECKS = (("sample_id", lambda v: isinstance(v, str) and v, "a text that is not empty"),
+           ("text", lambda v: isinstance(v, str), "a text"),
+           ("box_reward", lambda v: is_number(v) and 0<=v<1+1e-6, "a number from 0 to 1"), # an exact fit may round to just above 1
+           ("step", lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+           ("boxes", lambda v: isinstance(v, (list, tuple)) and all(map(_is_box, v)), "rows of four finite numbers"))
+
+
 @dataclass(frozen=True)
 class Reference:
     "The best grounded rollout of one query so far"
@@ -28,17 +38,9 @@ class Reference:
     box_reward: float  # How well they fit; above the archive's tau
     step: int          # When it was sampled
     def __post_init__(self):
-        def need(ok, name, what):
-            if ok: return
-            raise InputError(f"reference of {self.sample_id!r}: {name} must be {what}, got {getattr(self, name)!r}")
-        need(isinstance(self.sample_id, str) and self.sample_id, "sample_id", "a text that is not empty")
-        need(isinstance(self.text, str), "text", "a text")
-        in_range = is_number(self.box_reward) and 0<=self.box_reward<1+1e-6  # an exact fit may round to just above 1
-        need(in_range, "box_reward", "a number from 0 to 1")
-        need(isinstance(self.step, int) and not isinstance(self.step, bool), "step", "a whole number")
-        row = lambda b: isinstance(b, (list, tuple)) and len(b)==4 and all(map(is_number, b))
-        rows = isinstance(self.boxes, (list, tuple)) and all(map(row, self.boxes))
-        need(rows, "boxes", "rows of four finite numbers")
+        for name,good,what in _CHECKS:
+            if not good(getattr(self, name)):
+                raise InputError(f"reference of {self.sample_id!r}: {name} must be {what}, got {getattr(self, name)!r}")
         object.__setattr__(self, "boxes", tuple(map(tuple, self.boxes)))
     @classmethod
     def of(cls,
@@ -57,6 +59,7 @@ class Archive:
                  tau:float=.3): # A reference's box reward must be above this
         if not is_number(tau) or not 0<=tau<1: raise InputError(f"tau={tau!r}: give a number from 0 to below 1")
         self.tau,self._best = float(tau),{}
+        self._new,self._saved = {},None  # references since the last save; its file
     def __len__(self): return len(self._best)
     def __repr__(self): return f"Archive(tau={self.tau}, references={len(self)})"
 
@@ -69,7 +72,7 @@ class Archive:
     def _offer(self, ref):
         best = self.get(ref.sample_id)
         better = ref.box_reward>self.tau and (best is None or ref.box_reward>best.box_reward)
-        if better: self._best[ref.sample_id] = ref
+        if better: self._best[ref.sample_id] = self._new[ref.sample_id] = ref
         return better
 
     def update(self,
@@ -103,7 +106,7 @@ def ages(self:Archive,
     return {i: step-ref.step for i,ref in self._best.items()}
 
 # %% ../nbs/06_archive.ipynb #0d27cc6d
-_KIND,_VERSION = "ivgr archive",1
+_KIND,_VERSION = "ivgr archive",2
 
 @patch
 def state_dict(self:Archive)->dict[str, Any]: # JSON-serialisable
@@ -146,33 +149,70 @@ def load_state_dict(self:Archive,
     "Forget everything and take over a saved state; this archive's own tau stays"
     new = Archive(self.tau)
     new.merge(state)
-    self._best = new._best
+    self._best,self._new,self._saved = new._best,{},None
 
 # %% ../nbs/06_archive.ipynb #dc04afa6
+def _head(tau, rows): return json.dumps(dict(kind=_KIND, version=_VERSION, tau=tau, rows=rows)).encode()+b"\n"
+def _rows(refs):
+    encode = json.JSONEncoder(allow_nan=False).encode
+    return "".join(encode(vars(r))+"\n" for r in refs).encode()
+
+@dataclass(frozen=True)
+class _Saved:
+    path:Path; rows:int; size:int # How many rows and bytes there are after the first line
+    def read(self):
+        "The rows, or None if the file is no longer what it was"
+        try: rows = self.path.read_bytes().partition(b"\n")[2]
+        except OSError: return None
+        return rows if len(rows)==self.size else None
+
 @patch
 def save(self:Archive,
-         path:str|Path # Of a JSON file
+         path:str|Path # Of a JSON Lines file
          )->Path:      # The same
     "Write the archive in one step: whatever happens, the file is the old one or the new one"
-    return write_atomic(path, json.dumps(self.state_dict(), allow_nan=False))
+    old,n = self._saved,len(self._new)
+    data = old.read() if old and old.rows+n<=2*len(self) else None
+    if data is None: n,data = len(self),_rows(self._best.values())
+    else: n,data = old.rows+n,data+_rows(self._new.values())
+    write_atomic(path, _head(self.tau, n)+data)
+    self._new,self._saved = {},_Saved(Path(path), n, len(data))
+    return Path(path)
+
+@contextmanager
+def _all_alive():
+    "While many objects are made and none dropped, looking for garbage among them takes longer than making them"
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if on: gc.enable()
 
 @patch(cls_method=True)
+@_all_alive()
 def load(cls:Archive,
          path:str|Path,      # Written by `save`
          tau:float|None=None # Of this run; None: the tau that the file was made with
          )->Archive:
     "Read an archive, or say what is wrong with the file"
-    try: state = json.loads(Path(path).read_bytes())
+    try:
+        head,_,rows = Path(path).read_bytes().partition(b"\n")
+        state,lines = json.loads(head),rows.splitlines()
+        refs = json.loads(b"[%b]" % b",".join(lines))
     except FileNotFoundError: raise InputError(f"there is no archive at {path}") from None
     except OSError as e: raise InputError(f"can't read the archive {path}: {e}") from e
     except (ValueError, RecursionError) as e:
-        raise InputError(f"the archive {path} is damaged or no JSON file: {e}") from e
+        raise InputError(f"the archive {path} is damaged or no JSON Lines file: {e}") from e
     try:
-        saved,refs = _read_state(state)
+        saved,refs = _read_state(state|dict(references=refs) if isinstance(state, Mapping) else state)
+        if state.get("rows")!=len(lines) or len(refs)!=len(lines) or not rows.endswith(b"\n"[:len(rows)]):
+            raise InputError(f"it is cut off or was written in: {len(lines)} rows, the first line counts {state.get('rows')}")
         archive = cls(saved if tau is None else tau)
         archive._take(saved, refs)
     except InputError as e: raise InputError(f"the archive {path} can't be used: {e}") from e
+    if archive.tau==saved: archive._new,archive._saved = {},_Saved(Path(path), len(lines), len(rows))
     return archive
+
 
 # %% ../nbs/06_archive.ipynb #27aba1fa
 def judge_groups(

@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'Stream', 'Sample', 'Parsed', 'Reward', 'Rollout', 'Group', 'rng_for', 'is_number', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #445e22d1
-import json,os,random
+import json,math,os,random
 from dataclasses import dataclass,field
 from enum import Enum
 from pathlib import Path
@@ -99,7 +99,7 @@ def is_number(
     x:Any     # What came
 )->bool:      # False for booleans, infinity and nan
     "Is it a finite number?"
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x)<float("inf")
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and -math.inf<x<math.inf
 
 # %% ../nbs/00_core.ipynb #cae3f14b
 def write_atomic(

@@ -208,11 +208,11 @@ class DualStreamTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         save_reader(self.policy, output_dir or self.args.output_dir)
-        self.archive.save(Path(output_dir or self.args.output_dir)/"archive.json")
+        self.archive.save(Path(output_dir or self.args.output_dir)/"archive.jsonl")
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if isinstance(self.policy.model, PeftModel): super()._load_from_checkpoint(resume_from_checkpoint, model)
         else: load_weights(self.policy.model, resume_from_checkpoint)
-        self.archive = Archive.load(Path(resume_from_checkpoint)/"archive.json", self.args.tau)
+        self.archive = Archive.load(Path(resume_from_checkpoint)/"archive.jsonl", self.args.tau)
     def log(self, logs, start_time=None):
         self.state.epoch = self.order.epoch(-(-self.state.global_step//self.args.updates_per_rollout))
         if "loss" in logs:

@@ -135,4 +135,4 @@ def test_lost_by_one_and_resumed(served):
         whole,lost = (torch.load(out/f"{name}-{rank}.pt") for name in ("whole", "lost"))
         assert any(w.any() for k,w in whole.items() if "lora_B" in k)
         for k,w in whole.items(): assert torch.equal(lost[k], w), k
-    for name in ("archive.json", "completions.jsonl"): assert (out/"lost"/name).read_bytes()==(out/"whole"/name).read_bytes(), name
+    for name in ("archive.jsonl", "completions.jsonl"): assert (out/"lost"/name).read_bytes()==(out/"whole"/name).read_bytes(), name

@@ -89,5 +89,5 @@ def test_ctrl_c_while_the_judge_hangs(data, tmp_path):
     with FaultServer() as server:
         again = command(data, tmp_path/"run", server.url, "--resume")
         assert again.wait(240)==0, again.stdout.read()
-    for name in ("model.safetensors", "archive.json", "completions.jsonl"):
+    for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (tmp_path/"run"/name).read_bytes()==(tmp_path/"whole"/name).read_bytes(), name

@@ -50,7 +50,7 @@ def test_killed_while_saving(data, whole, tmp_path, sign):
     process.wait()
     assert process.returncode==-signal.SIGKILL, "the run ended before it could be killed"
     finish(start(data, out, "--resume"))
-    for name in ("model.safetensors", "archive.json", "completions.jsonl"):
+    for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (out/name).read_bytes()==(whole/name).read_bytes(), name
     assert len((out/"metrics.jsonl").read_text().splitlines())==4
 
@@ -103,5 +103,5 @@ def test_killed_twenty_times(data, tmp_path):
         process.join(240)
         assert process.exitcode==0
     assert judging>=5 and broken>=5, (judging, broken)
-    for name in ("model.safetensors", "archive.json", "completions.jsonl"):
+    for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (tmp_path/"run"/name).read_bytes()==(tmp_path/"whole"/name).read_bytes(), name

@@ -252,7 +252,7 @@ def test_lost_in_the_middle_and_resumed(data, host, tmp_path):
         with pytest.raises(ConnectionError, match="failed 2 times"): train(args("run"), progress=False, rollouts=config(server))
     assert (tmp_path/"run"/"checkpoint-2").exists()
     with RolloutFake(host) as server: train(args("run"), True, progress=False, rollouts=config(server))
-    files = ["adapter_model.safetensors", "archive.json", "completions.jsonl"]
+    files = ["adapter_model.safetensors", "archive.jsonl", "completions.jsonl"]
     for name in files: assert (tmp_path/"run"/name).read_bytes()==(tmp_path/"whole"/name).read_bytes(), name
     assert not any(KEY.encode() in p.read_bytes() for p in (tmp_path/"run").rglob("*") if p.is_file())
     assert len((tmp_path/"run"/"metrics.jsonl").read_text().splitlines())==4

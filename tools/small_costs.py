@@ -34,16 +34,19 @@ def main():
     torch.set_num_threads(1)
     found = {"import ivgr, s":started("-c", "import ivgr"), "ivgr --help, s":started("-m", "ivgr", "--help")}
     with tempfile.TemporaryDirectory() as folder:
-        data,path = Path(folder)/"data",Path(folder)/"archive.json"
+        data,path = Path(folder)/"data",Path(folder)/"archive.jsonl"
         found["needle scenes written a second"] = 1000/best(lambda: write_needle(data, "train", 1000, progress=False), 3)
         samples = Samples(data, "train")
         found["needle scenes read a second"] = 1000/best(lambda: [load_image(s.images[0]) for s in samples], 3)
         groups = [Group(s, list(rollouts()), Frame(1000, 1000, "unit1000"), (96, 96)) for s in samples[:16]]
         found[f"rewards of {sum(len(g.rollouts) for g in groups)} rollouts, no judge, s"] = best(lambda: score_groups(groups, Archive(.3), None, 0))
-        archive = Archive(.3)
-        archive.merge(archive.state_dict()|dict(references=[vars(Reference(f"query {i}", "The red tile is in the upper left. Its top is blue. "*6,
-                                                                             ((100., 200., 300., 400.),), .8, 3)) for i in range(50_000)]))
-        found["archive of 50,000 queries saved, s"] = best(lambda: archive.save(path))
+        archive,text = Archive(.3),"The red tile is in the upper left. Its top is blue. "*6
+        state = lambda queries,box_reward: archive.state_dict()|dict(references=[
+            vars(Reference(f"query {i}", text, ((100., 200., 300., 400.),), box_reward, 3)) for i in range(queries)])
+        archive.merge(state(50_000, .6))
+        found["archive of 50,000 queries saved, s"] = best(lambda: archive.save(path), 1)
+        archive.merge(state(500, .8))
+        found["saved again with 500 better references, s"] = best(lambda: archive.save(path), 1)
         found["archive of 50,000 queries loaded, s"] = best(lambda: Archive.load(path))
     write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=machine(), best_of=5, found={k:round(v, 3) for k,v in found.items()}), indent=1)+"\n")
     for k,v in found.items(): print(f"{k:50} {v:8.3f}")
