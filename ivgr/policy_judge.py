@@ -101,7 +101,8 @@ class PolicyJudge:
         if batch_size<1: raise InputError(f"batch_size={batch_size}: a batch holds at least 1 pair")
         if not 0<=min_mass<=1: raise InputError(f"min_mass={min_mass}: a probability lies between 0 and 1")
         if "{pair}" not in prompt: raise InputError(f"the prompt {prompt[:80]!r} has no {{pair}}: it marks where the texts go")
-        with frozen_base(policy.model): moving = [n for n,p in policy.model.named_parameters() if p.requires_grad]
+        trained = [(n, p) for n,p in policy.model.named_parameters() if p.requires_grad]
+        with frozen_base(policy.model): moving = [n for n,p in trained if p.requires_grad]
         if moving: raise InputError(
             f"{len(moving)} parameters of the judge would change in training ({moving[0]}, ...): give the policy a LoRA adapter, "
             "which the judge switches off, or judge with a model of its own after `model.requires_grad_(False)`")
