@@ -53,13 +53,23 @@ class Reference:
         return cls(group.sample.id, rollout.parsed.think, boxes, float(rollout.reward.parts["box"]), step)
 
 # %% ../nbs/06_archive.ipynb #9ddac1b7
+@dataclass(frozen=True)
+class _Saved:
+    path:Path; rows:int; size:int # How many rows and bytes there are after the first line
+    def read(self):
+        "The rows, or None if the file is no longer what it was"
+        try: rows = self.path.read_bytes().partition(b"\n")[2]
+        except OSError: return None
+        return rows if len(rows)==self.size else None
+
 class Archive:
     "The best grounded rollout of each query"
     def __init__(self,
                  tau:float=.3): # A reference's box reward must be above this
         if not is_number(tau) or not 0<=tau<1: raise InputError(f"tau={tau!r}: give a number from 0 to below 1")
         self.tau,self._best = float(tau),{}
-        self._new,self._saved = {},None  # references since the last save; its file
+        self._new:dict[str, Reference] = {}   # References since the last save
+        self._saved:_Saved|None = None        # The last save
     def __len__(self): return len(self._best)
     def __repr__(self): return f"Archive(tau={self.tau}, references={len(self)})"
 
@@ -156,15 +166,6 @@ def _head(tau, rows): return json.dumps(dict(kind=_KIND, version=_VERSION, tau=t
 def _rows(refs):
     encode = json.JSONEncoder(allow_nan=False).encode
     return "".join(encode(vars(r))+"\n" for r in refs).encode()
-
-@dataclass(frozen=True)
-class _Saved:
-    path:Path; rows:int; size:int # How many rows and bytes there are after the first line
-    def read(self):
-        "The rows, or None if the file is no longer what it was"
-        try: rows = self.path.read_bytes().partition(b"\n")[2]
-        except OSError: return None
-        return rows if len(rows)==self.size else None
 
 @patch
 def save(self:Archive,

@@ -9,7 +9,7 @@ __all__ = ['MODELS', 'CARDS', 'LADDER', 'Setting', 'read_config', 'qwen2_5_vl', 
            'memory_advice']
 
 # %% ../nbs/22_plan.ipynb #0f8a3dcc
-import copy,gc,json,time,weakref
+import copy,gc,json,math,time,weakref
 from bisect import bisect_left
 from collections.abc import Callable,Sequence
 from contextlib import contextmanager
@@ -61,12 +61,16 @@ class Setting:
     streams:int = 2              # 1 for rows without boxes
     top_p:float = 1.             # Below 1 sampling also sorts the vocabulary
     dtype:str = "bfloat16"       # Of weights that are not quantised, and of activations
+    shards:int = 1               # Processes that split the frozen layers between them (`shard_base`); above 1 a server samples
     def __post_init__(self):
-        for name in ("image_pixels", "n", "length", "queries", "queries_per_sampling", "tokens_per_forward", "question", "instruction", "streams"):
+        for name in ("image_pixels", "n", "length", "queries", "queries_per_sampling", "tokens_per_forward", "question", "instruction", "streams",
+                     "shards"):
             if getattr(self, name) is not None and getattr(self, name)<1: raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
         if self.quantise not in (0, 4, 8): raise InputError(f"quantise={self.quantise}: choose 4 or 8 bits, or 0 for none")
         if self.lora_rank<0: raise InputError(f"lora_rank={self.lora_rank}: 0 (all weights learn) or more is needed")
         if self.quantise and not self.lora_rank: raise InputError(f"quantise={self.quantise} with lora_rank=0: weights in so few bits can't learn, set lora_rank")
+        if self.shards>1 and (not self.lora_rank or self.quantise==8):
+            raise InputError(f"shards={self.shards}: only frozen layers in 4 bits or unquantised can be split, set lora_rank, and quantise other than 8")
         if not 0<self.top_p<=1: raise InputError(f"top_p={self.top_p}: it is a share of the probability, above 0 and at most 1")
         if self.dtype not in ("bfloat16", "float16", "float32"): raise InputError(f"dtype={self.dtype!r}: choose bfloat16, float16 or float32")
     @property
@@ -467,9 +471,11 @@ def always(self:Planner,
     s:Setting,      # How weights are held, and what learns
 )->dict[str, int]:  # Bytes
     "What stays in memory during the whole step"
-    weights = sum(weight_bytes(self.model, s).values())
-    learned = adapter_size(self.model, s)*4 if s.lora_rank else sum(parts(self.model))*s.torch_dtype.itemsize
-    return dict(weights=weights, adapters=learned if s.lora_rank else 0, optimizer=2*learned, reference=weights if s.kl and not s.lora_rank else 0)
+    w = self.once(s, ("weights",), lambda: weight_bytes(self.model, s))
+    weights,layers = sum(w.values()),w["linear"]+w["other"]
+    learned = self.once(s, ("learned",), lambda: adapter_size(self.model, s)*4 if s.lora_rank else sum(parts(self.model))*s.torch_dtype.itemsize)
+    split = dict(weights=weights-layers+math.ceil(layers/s.shards), fetched=2*layers//self.text.num_hidden_layers) if s.shards>1 else dict(weights=weights)
+    return dict(**split, adapters=learned if s.lora_rank else 0, optimizer=2*learned, reference=weights if s.kl and not s.lora_rank else 0)
 
 @patch
 def images(self:Planner, s:Setting)->tuple[int, int]: # For one image
@@ -694,8 +700,9 @@ def phases(self:Planner,
     s:Setting,                    # Sizes, how weights are held, what learns
 )->dict[str, dict[str, int]]:     # Bytes of each phase at its largest moment, by what they are
     "Where the memory goes, phase by phase"
-    found = dict(sampling=self.sampling(s), **(dict(reference=self.scoring(s, False)) if s.kl else {}), update=self.scoring(s, True))
-    return {k:{**self.always(s), **v} for k,v in found.items()}
+    found = dict(**(dict(sampling=self.sampling(s)) if s.shards==1 else {}), **(dict(reference=self.scoring(s, False)) if s.kl else {}), update=self.scoring(s, True))
+    loading = dict(loading=dict(weights=self.always(replace(s, shards=1))["weights"])) if s.shards>1 else {} # each process reads all weights, and then drops what is not its own
+    return loading|{k:{**self.always(s), **v} for k,v in found.items()}
 
 @patch
 def plan(self:Planner,
@@ -719,9 +726,9 @@ def plan_text(
         f"{s.queries} x {s.streams} x {s.n} rollouts of {s.length} tokens, {t.queries} {'query' if t.queries==1 else 'queries'} in a forward",
         f"tokens of a query: {t.image} image; in the language model {t.shared} shared, {t.plain} plain ({t.plain/t.shared:.1f} times)", "",
         row("GB at the peak", p.phases), *(row(k, [gb(v.get(k, 0)) for v in p.phases.values()]) for k in names), row("sum", map(gb, p.peaks.values())), "",
-        row("TFLOP a step", p.phases), row("shared", [f"{p.flops[k]/1e12:.4g}" if s.shared else "-" for k in p.phases]),
-        row("plain", [f"{p.plain[k]/1e12:.4g}" for k in p.phases]),
-        *([row("seconds or more", [f"{p.flops[k]/1e12/tflops:.1f}" for k in p.phases])] if tflops else [])])
+        row("TFLOP a step", p.phases), row("shared", [f"{p.flops[k]/1e12:.4g}" if s.shared and k in p.flops else "-" for k in p.phases]),
+        row("plain", [f"{p.plain[k]/1e12:.4g}" if k in p.plain else "-" for k in p.phases]),
+        *([row("seconds or more", [f"{p.flops[k]/1e12/tflops:.1f}" if k in p.flops else "-" for k in p.phases])] if tflops else [])])
 
 # %% ../nbs/22_plan.ipynb #509c9f27
 CARDS = (24, 48, 80, 141)  # GB
@@ -791,7 +798,8 @@ def setting_of(
     return Setting(image_pixels=image_pixels, n=args.n_rollouts, length=args.max_new_tokens, queries=args.per_device_train_batch_size,
                    queries_per_sampling=args.queries_per_sampling, tokens_per_forward=args.tokens_per_forward, shared=args.share_prefix,
                    checkpointing=args.gradient_checkpointing, quantise=args.quantise or 0, lora_rank=args.lora_rank, lora_vision=args.lora_vision,
-                   streams=2 if args.streams=="both" else 1, kl=args.beta>0, top_p=args.top_p, dtype=args.dtype or dtype or "bfloat16")
+                   streams=2 if args.streams=="both" else 1, kl=args.beta>0, top_p=args.top_p, dtype=args.dtype or dtype or "bfloat16",
+                   shards=args.world_size if args.shard_base else 1)
 
 # %% ../nbs/22_plan.ipynb #a885f208
 def out_of_memory(
