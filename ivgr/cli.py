@@ -480,14 +480,11 @@ def completion(
 
 class _PrintCompletion(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        print(completion(values))
+        print(completion(values), flush=True)
         parser.exit()
 
 # %% ../nbs/26_cli.ipynb #6a576207
-def main(
-    argv:Sequence[str]|None=None, # Default: the process's own arguments
-)->int:                           # Exit status: 0, 1 where questions were skipped, 2 for wrong input, 130 after Ctrl-C
-    "The `ivgr` command"
+def _main(argv):
     argv = list(sys.argv[1:] if argv is None else argv)
     p = argparse.ArgumentParser(prog="ivgr", description="iVGR: train localisation in, leave it silent.",
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog="commands:\n"+"\n".join(f"  {k:11} {said}" for k,(*_,said) in COMMANDS.items())+
@@ -505,13 +502,25 @@ def main(
         if command!="data":
             from transformers.utils import logging
             logging.disable_progress_bar()
-        return COMMANDS[command][0](a.flags) or 0
+        status = COMMANDS[command][0](a.flags) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError: raise
     except InputError as e: print(f"ivgr {command}: {e}", file=sys.stderr)
     except OSError as e: print(f"ivgr {command}: {e}; what was saved before is untouched, go on with --resume", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\nivgr {command}: stopped; go on with {'the same command' if command in ('ablate', 'bench') else '--resume'}", file=sys.stderr)
         return 130
     return 2
+
+def main(
+    argv:Sequence[str]|None=None, # Default: the process's own arguments
+)->int:                           # Exit status: 0, 1 where questions were skipped, 2 for wrong input, 130 after Ctrl-C, 141 if nobody reads on
+    "The `ivgr` command"
+    try: return _main(argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains once more when it ends
+        return 141
 
 # %% ../nbs/26_cli.ipynb #4001ac30
 #| eval: false

@@ -148,3 +148,8 @@ def test_notebooks_are_collected_skipped_failed_and_stopped(tmp_path):
     nb('bad.ipynb', 'import time; time.sleep(60)')
     rc,out = _pytest(tmp_path, '--nb-limit', '4', 'bad.ipynb')
     assert rc==1 and 'stopped after 4 s' in out and 'bad.ipynb' in out, out
+
+def test_who_stops_reading_is_not_told_about_it():
+    done = subprocess.Popen([sys.executable, "-m", "ivgr", "--print-completion", "bash"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.close()
+    assert (done.stderr.read(), done.wait()) == (b"", 141)
