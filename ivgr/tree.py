@@ -239,7 +239,7 @@ def block_mask(
     rows:int,       # In all; those before are causal
 )->BlockMask:
     "The mask in blocks, for FlexAttention"
-    causal,seen = rows-visible.shape[2],visible[:,0]
+    causal,seen = torch.tensor(rows-visible.shape[2], device=visible.device),visible[:,0] # as a tensor, it needs no code of its own
     if not seen.numel(): see = lambda b, h, q, k: q>=k
     else: see = lambda b, h, q, k: torch.where(q<causal, q>=k, seen[b, (q-causal).clamp(min=0), k])
     return create_block_mask(see, len(visible), None, rows, visible.shape[3], device=str(visible.device))

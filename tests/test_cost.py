@@ -1,9 +1,11 @@
 """What a step costs is counted, not timed: tokens into the language model, images into the vision tower, forwards of each."""
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
 
 from ivgr.bench import Case, bench_policy, bench_samples, ideal_tokens, measure_step, ours
-from ivgr.tree import encode
+from ivgr.tree import block_mask, encode
 
 
 @pytest.fixture(params=[dict(), dict(queries=2), dict(n=3, length=5), dict(lora_rank=4, checkpointing=True)], ids=str)
@@ -27,3 +29,16 @@ def test_every_token_and_image_once(case, shared, tmp_path):
     assert fed['decoding']==leaves*(case.length-1)
     assert fed['reference']==fed['update']==tokens
     assert found['images']==dict(sampling=images, reference=images, update=images)
+
+
+def test_flex_attention_is_compiled_once_for_trees_of_all_sizes():
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(flex_attention, dynamic=True, backend='aot_eager')  # the graph alone, no kernels
+    for rows,trunk,graphs in ((300, 100, 1), (450, 220, 1), (700, 301, 1), (301, 1, 1), (500, 500, 2), (600, 600, 2)):
+        q,k,v = (torch.randn(1, heads, rows, 16) for heads in (4, 2, 2))
+        sees = torch.ones(rows, rows, dtype=torch.bool).tril()
+        sees[trunk+(rows-trunk)//2:, trunk:trunk+(rows-trunk)//2] = False
+        with torch.no_grad(): found = compiled(q, k, v, block_mask=block_mask(sees[None, None, trunk:], rows), enable_gqa=True)
+        assert torch.allclose(found, torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, enable_gqa=True), atol=1e-5)
+        assert counters['stats']['unique_graphs']==graphs, rows
