@@ -242,7 +242,7 @@ def theirs(
                        (lambda: meter.now if torch.is_grad_enabled() else "reference", "_get_per_token_logps_and_entropies")):
         setattr(trainer, name, meter.watch(phase, getattr(trainer, name)))
     arm = Arm(trainer, [r for r in rows for _ in range(case.n)], meter)
-    arm.step = while_patched("trl.trainer.utils._use_triton", lambda device: True)(arm.step)
+    arm.step = while_patched("trl.trainer.utils._use_triton", lambda device: True, create=True)(arm.step)
     return arm
 
 # %% ../nbs/25_bench.ipynb #7eb2e712
