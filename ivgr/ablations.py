@@ -1001,6 +1001,7 @@ def draw_omission(
     _legend(axes[0,0], list(_SILENCE), ls="-", columns=4)
     series = {f"{kind} {how}":{a:measured(rows, a, "test", "textual", f"{kind}_{how}") for a in arms} for kind in ("facts", "where") for how in ("mentioned", "right")}
     _lanes(axes[2,0], arms, series, "share of the true facts (where: of the regions), test scenes", 2)
+    axes[2,0].set_xlim(-.02, 1.02)
     _caption(fig, [m for of in series.values() for m in of.values()])
     return _finish(fig, path)
 
@@ -1021,6 +1022,7 @@ def draw_rollouts(
         if not measured(rows, arm).by_seed: ax.text(math.log2(n), .5, _LATER, transform=ax.get_xaxis_transform(), fontsize=8, color="#777777", ha="center", rotation=90)
     ax.set_xticks([math.log2(n) for n in sizes.values()], sizes.values())
     ax.set_xlim(math.log2(min(sizes.values()))-.5, math.log2(max(sizes.values()))+.5)
+    ax.set_ylim(max(ax.get_ylim()[0], -.02), min(ax.get_ylim()[1], 1.02))
     ax.set_xlabel("rollouts per stream, N", fontsize=9)
     ax.set_ylabel("accuracy on test scenes", fontsize=9)
     _legend(ax, _labels(drawn))
