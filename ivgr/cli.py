@@ -484,6 +484,11 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 # %% ../nbs/26_cli.ipynb #6a576207
+def _nobody_reads(): # Is the pipe closed that takes our output?
+    try: sys.stdout.flush()
+    except BrokenPipeError: return True
+    return False
+
 def _main(argv):
     argv = list(sys.argv[1:] if argv is None else argv)
     p = argparse.ArgumentParser(prog="ivgr", description="iVGR: train localisation in, leave it silent.",
@@ -505,9 +510,10 @@ def _main(argv):
         status = COMMANDS[command][0](a.flags) or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError: raise
     except InputError as e: print(f"ivgr {command}: {e}", file=sys.stderr)
-    except OSError as e: print(f"ivgr {command}: {e}; what was saved before is untouched, go on with --resume", file=sys.stderr)
+    except OSError as e:
+        if _nobody_reads(): raise
+        print(f"ivgr {command}: {e}; what was saved before is untouched, go on with --resume", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\nivgr {command}: stopped; go on with {'the same command' if command in ('ablate', 'bench') else '--resume'}", file=sys.stderr)
         return 130
