@@ -12,4 +12,4 @@ from .cli import main
 
 # %% ../nbs/28_main.ipynb #8e75567f
 #| eval: false
-if __name__=="__main__": sys.exit(main())
+if __name__=="__main__" and __spec__: sys.exit(main()) # `python -m` gives a specification, a notebook has none

@@ -530,4 +530,4 @@ def main(
 
 # %% ../nbs/26_cli.ipynb #4001ac30
 #| eval: false
-if __name__=="__main__": sys.exit(main())
+if __name__=="__main__" and __spec__: sys.exit(main()) # `python -m` gives a specification, a notebook has none
