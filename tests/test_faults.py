@@ -63,7 +63,8 @@ def test_down_from_beginning_to_end(data, tmp_path):
     assert all(l["judge/failed/connection"] for l in log if l["judge/pairs"])
 
 def command(data, out, url, *flags):
-    code = "import sys; from ivgr.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = ("import signal,sys; from ivgr.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler); " # a shell may have turned it off
+            "sys.exit(main(sys.argv[1:]))")
     sizes = [x for k,v in SIZES.items() for x in (f"--{k}", str(v))]
     return subprocess.Popen([sys.executable, "-c", code, "train", "--data", str(data), "--output_dir", str(out), "--use_cpu", "true",
                              "--judge", "endpoint", "--judge_url", url, "--judge_model", "m", *sizes, *flags],
