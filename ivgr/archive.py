@@ -28,7 +28,6 @@ _CHECKS = (("sample_id", lambda v: isinstance(v, str) and v, "a text that is not
            ("step", lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
            ("boxes", lambda v: isinstance(v, (list, tuple)) and all(map(_is_box, v)), "rows of four finite numbers"))
 
-
 @dataclass(frozen=True)
 class Reference:
     "The best grounded rollout of one query so far"
@@ -162,7 +161,6 @@ def load_state_dict(self:Archive,
     self._best,self._new,self._saved = new._best,{},None
 
 # %% ../nbs/06_archive.ipynb #dc04afa6
-def _head(tau, rows): return json.dumps(dict(kind=_KIND, version=_VERSION, tau=tau, rows=rows)).encode()+b"\n"
 def _rows(refs):
     encode = json.JSONEncoder(allow_nan=False).encode
     return "".join(encode(vars(r))+"\n" for r in refs).encode()
@@ -176,9 +174,10 @@ def save(self:Archive,
     data = old.read() if old and old.rows+n<=2*len(self) else None
     if data is None: n,data = len(self),_rows(self._best.values())
     else: n,data = old.rows+n,data+_rows(self._new.values())
-    write_atomic(path, _head(self.tau, n)+data)
-    self._new,self._saved = {},_Saved(Path(path), n, len(data))
-    return Path(path)
+    head = json.dumps(dict(kind=_KIND, version=_VERSION, tau=self.tau, rows=n)).encode()
+    path = write_atomic(path, head+b"\n"+data)
+    self._new,self._saved = {},_Saved(path, n, len(data))
+    return path
 
 @contextmanager
 def _all_alive():
@@ -206,14 +205,13 @@ def load(cls:Archive,
         raise InputError(f"the archive {path} is damaged or no JSON Lines file: {e}") from e
     try:
         saved,refs = _read_state(state|dict(references=refs) if isinstance(state, Mapping) else state)
-        if state.get("rows")!=len(lines) or len(refs)!=len(lines) or not rows.endswith(b"\n"[:len(rows)]):
+        if state.get("rows")!=len(lines) or len(refs)!=len(lines) or rows[-1:] not in (b"", b"\n"):
             raise InputError(f"it is cut off or was written in: {len(lines)} rows, the first line counts {state.get('rows')}")
         archive = cls(saved if tau is None else tau)
-        archive._take(saved, refs)
+        archive._take(saved, {r.sample_id:r for r in refs}.values()) # the last row of each query
     except InputError as e: raise InputError(f"the archive {path} can't be used: {e}") from e
     if archive.tau==saved: archive._new,archive._saved = {},_Saved(Path(path), len(lines), len(rows))
     return archive
-
 
 # %% ../nbs/06_archive.ipynb #27aba1fa
 def judge_groups(

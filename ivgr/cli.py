@@ -512,7 +512,7 @@ def _main(argv):
         return status
     except InputError as e: print(f"ivgr {command}: {e}", file=sys.stderr)
     except OSError as e:
-        if _nobody_reads(): raise
+        if isinstance(e, BrokenPipeError) and _nobody_reads(): raise
         print(f"ivgr {command}: {e}; what was saved before is untouched, go on with --resume", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\nivgr {command}: stopped; go on with {'the same command' if command in ('ablate', 'bench') else '--resume'}", file=sys.stderr)

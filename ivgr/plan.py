@@ -700,9 +700,12 @@ def phases(self:Planner,
     s:Setting,                    # Sizes, how weights are held, what learns
 )->dict[str, dict[str, int]]:     # Bytes of each phase at its largest moment, by what they are
     "Where the memory goes, phase by phase"
-    found = dict(**(dict(sampling=self.sampling(s)) if s.shards==1 else {}), **(dict(reference=self.scoring(s, False)) if s.kl else {}), update=self.scoring(s, True))
-    loading = dict(loading=dict(weights=self.always(replace(s, shards=1))["weights"])) if s.shards>1 else {} # each process reads all weights, and then drops what is not its own
-    return loading|{k:{**self.always(s), **v} for k,v in found.items()}
+    always,found = self.always(s),{}
+    if s.shards==1: found["sampling"] = always|self.sampling(s)
+    else: found["loading"] = dict(weights=self.always(replace(s, shards=1))["weights"]) # each process reads all weights, and then drops what is not its own
+    if s.kl: found["reference"] = always|self.scoring(s, False)
+    found["update"] = always|self.scoring(s, True)
+    return found
 
 @patch
 def plan(self:Planner,
@@ -720,15 +723,15 @@ def plan_text(
     names = list(dict.fromkeys(k for v in p.phases.values() for k,b in v.items() if b))
     row = lambda name, values: f"{name:16}"+"".join(f"{v:>12}" for v in values)
     gb = lambda b: f"{b/1e9:.3g}" if b else "-"
+    work = lambda flops, show: [show(flops[k]/1e12) if k in flops else "-" for k in p.phases] # loading has none
     learns = f"LoRA of rank {s.lora_rank}{', vision tower too' if s.lora_vision else ''}" if s.lora_rank else "all weights learn"
     return "\n".join([
         f"{s.quantise or s.torch_dtype.itemsize*8} bits, {learns}, {'' if s.checkpointing else 'no '}gradient checkpointing, {'shared prefix' if s.shared else 'plain path'}; "
         f"{s.queries} x {s.streams} x {s.n} rollouts of {s.length} tokens, {t.queries} {'query' if t.queries==1 else 'queries'} in a forward",
         f"tokens of a query: {t.image} image; in the language model {t.shared} shared, {t.plain} plain ({t.plain/t.shared:.1f} times)", "",
         row("GB at the peak", p.phases), *(row(k, [gb(v.get(k, 0)) for v in p.phases.values()]) for k in names), row("sum", map(gb, p.peaks.values())), "",
-        row("TFLOP a step", p.phases), row("shared", [f"{p.flops[k]/1e12:.4g}" if s.shared and k in p.flops else "-" for k in p.phases]),
-        row("plain", [f"{p.plain[k]/1e12:.4g}" if k in p.plain else "-" for k in p.phases]),
-        *([row("seconds or more", [f"{p.flops[k]/1e12/tflops:.1f}" if k in p.flops else "-" for k in p.phases])] if tflops else [])])
+        row("TFLOP a step", p.phases), row("shared", work(p.flops if s.shared else {}, "{:.4g}".format)), row("plain", work(p.plain, "{:.4g}".format)),
+        *([row("seconds or more", work(p.flops, lambda f: f"{f/tflops:.1f}"))] if tflops else [])])
 
 # %% ../nbs/22_plan.ipynb #509c9f27
 CARDS = (24, 48, 80, 141)  # GB

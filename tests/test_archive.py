@@ -146,6 +146,12 @@ def test_another_tau_is_reported(tmp_path):
     with pytest.warns(UserWarning, match="tau=0.1: 0 of 3"): assert len(Archive.load(path, tau=.1))==3
     with pytest.raises(InputError, match="tau=2"): Archive.load(path, tau=2)
 
+def test_outdated_rows_are_not_counted(tmp_path):
+    archive = archive_of([Reference("a", "I look.", (), .4, 1), Reference("b", "I look.", (), .4, 1)])
+    archive.save(tmp_path/"1.jsonl")
+    archive._offer(Reference("a", "I look again.", (), .6, 2))
+    with pytest.warns(UserWarning, match="tau=0.5: 1 of 2"): assert len(Archive.load(archive.save(tmp_path/"2.jsonl"), tau=.5))==1
+
 def test_the_same_tau_is_silent(tmp_path, recwarn):
     path = archive_of([Reference("a", "I look.", (), .4, 1)]).save(tmp_path/"archive.jsonl")
     assert len(Archive.load(path))==len(Archive.load(path, tau=.3))==1 and not recwarn.list
