@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig,PeftModel,get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Regex,Tokenizer,decoders,models,pre_tokenizers
 from transformers import (AutoConfig,AutoModelForImageTextToText,AutoTokenizer,BitsAndBytesConfig,
@@ -102,6 +101,7 @@ def _base_of(adapter): # The base that an adapter_config.json names
     return base
 
 def _load_adapter(policy, source):
+    from peft import PeftConfig,PeftModel,get_peft_model # Here, as peft and its bitsandbytes take seconds to import
     if isinstance(policy.model, PeftModel): raise InputError(f"the base of the adapter {source!r} is an adapter itself: merge that into its own base first")
     try:
         config = PeftConfig.from_pretrained(source)
