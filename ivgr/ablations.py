@@ -197,6 +197,7 @@ def judge_for(
 )->Judge|None:                # None: no consistency reward
     "The judge of an arm"
     if setting.judge=="none": return None
+    judge:Judge
     if setting.judge=="policy":
         policy = load_policy(setting.policy)
         policy.model.requires_grad_(False)

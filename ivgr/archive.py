@@ -204,7 +204,7 @@ def load(cls:Archive,
     except (ValueError, RecursionError) as e:
         raise InputError(f"the archive {path} is damaged or no JSON Lines file: {e}") from e
     try:
-        saved,refs = _read_state(state|dict(references=refs) if isinstance(state, Mapping) else state)
+        saved,refs = _read_state(state|dict(references=refs) if isinstance(state, dict) else state)
         if state.get("rows")!=len(lines) or len(refs)!=len(lines) or rows[-1:] not in (b"", b"\n"):
             raise InputError(f"it is cut off or was written in: {len(lines)} rows, the first line counts {state.get('rows')}")
         archive = cls(saved if tau is None else tau)
@@ -278,7 +278,7 @@ def score_groups(
     weights:Mapping[str, float]|None=None,         # Of the parts in the paired streams; `WEIGHTS` by default
     single_weights:Mapping[str, float]|None=None,  # Of the parts in the single stream; `SINGLE_WEIGHTS` by default
     rules:Mapping[str, str]|None=None,             # Which rule decides about the answers to which questions; see `read_rules`
-    everyone:Callable[[list], list]=list,          # With several processes: makes a list of theirs, in one order, of each one's list
+    everyone:Callable[[Sequence], list]=list,      # With several processes: makes a list of theirs, in one order, of each one's list
 )->dict[str, float]:                               # Numbers for the log
     "Fill in the reward of every rollout, in the paper's order"
     for g in groups:

@@ -453,7 +453,7 @@ def _sample(
     if not images: raise InputError("there is no image")
     boxes,paired = (),is_paired(row["datasource"])
     if paired:
-        boxes = target_boxes(row["target_instances"])
+        boxes = tuple(target_boxes(row["target_instances"]))
         if not boxes: raise InputError(f"no target box, but rows of {row['datasource']!r} are trained in both streams: add "
                                        "target_instances, or let the datasource begin with 'ours_' for the single stream")
         boxes = check_boxes(boxes, image_size(images[0]))

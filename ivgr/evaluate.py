@@ -89,7 +89,7 @@ def modes_of(
     modes:Sequence[str]|None=None, # What the user wants; None: the streams of the sample
 )->tuple[str, ...]:
     "In which modes is this sample asked?"
-    return modes or tuple(map(str, sample.streams))
+    return tuple(modes or map(str, sample.streams))
 
 # %% ../nbs/17_evaluate.ipynb #43edca89
 class Header(NamedTuple):
@@ -113,9 +113,9 @@ def buckets(
     batch_size:int,               # Samples a batch
 )->list[list[int]]:               # Every row number once
     "Deal samples into batches of about equal length, the longest first, those about one image together"
-    units = {}
-    for i,h in headers.items(): units.setdefault((h.image, h.modes), []).append(i)
-    units = [u[k:k+batch_size] for u in units.values() for k in range(0, len(u), batch_size)]
+    alike = {}
+    for i,h in headers.items(): alike.setdefault((h.image, h.modes), []).append(i)
+    units = [a[k:k+batch_size] for a in alike.values() for k in range(0, len(a), batch_size)]
     units.sort(key=lambda u: (headers[u[0]].modes, len(u), headers[u[0]].pixels, max(headers[i].length for i in u)), reverse=True)
     out = []
     for u in units:

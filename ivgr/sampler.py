@@ -204,15 +204,15 @@ def sample_rollouts(
     check_window(policy.model, max((len(q.trunk)+len(b) for q in queries for b in q.branches.values()), default=0)+max_new_tokens)
     training = policy.model.training
     policy.model.eval()
-    out = [[] for _ in queries]
+    packed,out = packs(policy.model),[[] for _ in queries]
     try:
         for kind in dict.fromkeys(tuple(q.branches) for q in queries):   # queries with the same streams go together
             where = [i for i,q in enumerate(queries) if tuple(q.branches)==kind]
             k = together or len(where)
             parts = [where[i:i+k] for i in range(0, len(where), k)]
-            if not packs(policy.model): jobs = [([i]*n, (s,), 1) for i in where for s in kind]
-            elif shared: jobs = [(part, kind, n) for part in parts]
-            else: jobs = [([i for i in part for _ in range(n)], (s,), 1) for part in parts for s in kind]
+            if packed and shared: jobs = [(part, kind, n) for part in parts]
+            elif packed: jobs = [([i for i in part for _ in range(n)], (s,), 1) for part in parts for s in kind]
+            else: jobs = [([i]*n, (s,), 1) for i in where for s in kind]
             for which,streams,k in jobs:
                 tokens,logps,done = _decode(policy, [queries[i] for i in which], streams, k, max_new_tokens, temperature, top_p, generator)
                 for b,i in enumerate(which):
