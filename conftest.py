@@ -1,7 +1,7 @@
 """Every notebook is a test: `pytest nbs tests` runs the notebooks beside the plain tests.
 
 A notebook runs in a process of its own, with a time limit, and skips the cells that `nbdev_test` skips."""
-import contextlib, os, signal, subprocess, sys, time
+import contextlib, faulthandler, multiprocessing, os, signal, sys, tempfile, time
 from pathlib import Path
 import pytest
 from hypothesis import settings
@@ -15,17 +15,24 @@ settings.register_profile('quick', max_examples=200, deadline=None, derandomize=
 settings.register_profile('slow', max_examples=10_000, deadline=None)
 settings.load_profile('slow' if os.environ.get('IVGR_SLOW') else 'quick')
 
-RUN = """
-import faulthandler,sys
-from pathlib import Path
-from nbdev.config import get_config
-from nbdev.test import test_nb
-fname,limit,flags = sys.argv[1:]
-faulthandler.dump_traceback_later(float(limit), exit=True)  # says where it hangs; ends even where pytest itself is gone
-cfg = get_config()
-ok,_ = test_nb(Path(fname), skip_flags=cfg.tst_flags.split(), force_flags=flags.split(), basepath=cfg.config_path)
-sys.exit(not ok)
-"""
+# Importing these takes several times as long as most notebooks: it is done once, in a process of which each notebook gets a copy
+FORKSERVER,FRESH = map(multiprocessing.get_context, ('forkserver', 'spawn'))
+FORKSERVER.set_forkserver_preload(['nbdev.test', 'hypothesis', 'matplotlib.pyplot', 'math_verify', 'openai', 'transformers.trainer',
+                                   'transformers.models.qwen3_vl.modeling_qwen3_vl'])
+
+def run_notebook(path, limit, flags, folder):
+    "Run a notebook's cells, in a process of its own; what it prints and its temporary files are in `folder`"
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ['TMPDIR'] = tempfile.tempdir = folder
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream in (1, 2): os.dup2(os.open(f'{folder}/said', os.O_WRONLY|os.O_APPEND), stream)
+    faulthandler.dump_traceback_later(limit, exit=True)  # says where it hangs; ends even where pytest itself is gone
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    cfg = get_config()
+    ok,_ = test_nb(path, skip_flags=cfg.tst_flags.split(), force_flags=flags.split(), basepath=cfg.config_path)
+    sys.exit(not ok)
 
 def pytest_addoption(parser):
     group = parser.getgroup('notebooks')
@@ -41,27 +48,28 @@ class Notebook(pytest.File):
 
 class NotebookFailed(Exception): "What the notebook's process said before it failed"
 
-def _kill(proc):
-    with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(proc.pid, signal.SIGKILL)
-
 class NotebookItem(pytest.Item):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.add_marker(pytest.mark.timeout(0))  # --nb-limit takes the place of pytest-timeout
 
     def runtest(self):
-        limit,start = self.config.getoption('--nb-limit'),time.monotonic()
-        cmd = [sys.executable, '-c', RUN, str(self.path), str(limit), self.config.getoption('--nb-flags')]
-        proc = subprocess.Popen(cmd, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
-        try: out,_ = proc.communicate(timeout=limit+5)
-        except subprocess.TimeoutExpired:
-            _kill(proc)
-            out,_ = proc.communicate()
-        finally: _kill(proc)  # Ctrl-C, or what the notebook itself started
-        if proc.returncode==0: return
-        if time.monotonic()-start>=limit: out += f"\nstopped after {limit:g} s, the limit for one notebook (--nb-limit)"
-        elif proc.returncode<0: out += f"\nthe process was ended by signal {-proc.returncode}"
+        limit = self.config.getoption('--nb-limit')
+        context = FRESH if 'HF_HOME' in self.path.read_text(encoding='utf-8') else FORKSERVER  # it is read at an import
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            said = Path(folder, 'said')
+            said.touch()
+            process = context.Process(target=run_notebook, args=(self.path, limit, self.config.getoption('--nb-flags'), folder))
+            process.start()
+            began = time.monotonic()
+            try: process.join(limit+5)
+            finally: # Ctrl-C, or what the notebook itself started
+                with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            out = said.read_text(errors='replace')
+        if process.exitcode==0: return
+        if time.monotonic()-began>=limit: out += f"\nstopped after {limit:g} s, the limit for one notebook (--nb-limit)"
+        elif process.exitcode<0: out += f"\nthe process was ended by signal {-process.exitcode}"
         raise NotebookFailed(out)
 
     def repr_failure(self, excinfo, style=None):

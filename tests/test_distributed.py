@@ -13,6 +13,7 @@ from ivgr.sampler import QuerySampler
 from ivgr.server import chat
 from ivgr.tree import encode
 
+from forked import both
 from rollout_server import RolloutFake
 from two_processes import OneByOne,Uneven,run
 from two_with_server import SETTINGS
@@ -87,10 +88,7 @@ def served(tmp_path_factory):
         name = request.get("model")
         if runs.get(name)=="lost" and name.endswith("-3") and lost.setdefault(name, request["seed"])==request["seed"]: return "cut"
     with RolloutFake(add_lora(load_policy(device="cpu"), LoraSettings(rank=4)), fault) as server:
-        process = launch("two_with_server.py", out/"data", out, server.url)
-        try: said,_ = process.communicate(timeout=240)
-        finally: process.terminate()   # where it hangs, and its two processes
-    assert not process.returncode, said
+        both(out/"said", "two_with_server.py", out/"data", out, server.url)
     return out,server,runs
 
 def test_one_adapter_a_step_for_both(served):

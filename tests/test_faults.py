@@ -1,5 +1,5 @@
 "A judge on a server that fails during training: no wrong score, no hang, no lost step"
-import json,os,random,signal,subprocess,sys,time,warnings
+import json,random,signal,time,warnings
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from ivgr.policy import load_policy
 from ivgr.trainer import DualStreamConfig,DualStreamTrainer,RunFiles
 
 from fault_server import FAULTS,FaultServer,truth
+from forked import command
 
 SIZES = dict(max_steps=4, per_device_train_batch_size=4, n_rollouts=3, max_new_tokens=40, save_steps=4)
 
@@ -62,33 +63,30 @@ def test_down_from_beginning_to_end(data, tmp_path):
     assert not any("textual/consistency" in l for l in log)  # absent, not 0
     assert all(l["judge/failed/connection"] for l in log if l["judge/pairs"])
 
-def command(data, out, url, *flags):
-    code = ("import signal,sys; from ivgr.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler); " # a shell may have turned it off
-            "sys.exit(main(sys.argv[1:]))")
-    sizes = [x for k,v in SIZES.items() for x in (f"--{k}", str(v))]
-    return subprocess.Popen([sys.executable, "-c", code, "train", "--data", str(data), "--output_dir", str(out), "--use_cpu", "true",
-                             "--judge", "endpoint", "--judge_url", url, "--judge_model", "m", *sizes, *flags],
-                            env=os.environ|{"OMP_NUM_THREADS":"1", "HF_HUB_OFFLINE":"1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(data, out, url, *flags):
+    sizes = [x for k,v in SIZES.items() for x in (f"--{k}", v)]
+    return command(out.with_suffix(".log"), "train", "--data", data, "--output_dir", out, "--use_cpu", "true",
+                   "--judge", "endpoint", "--judge_url", url, "--judge_model", "m", *sizes, *flags)
+
+def finish(process):
+    status,said = process.end()
+    assert status==0, said
 
 def test_ctrl_c_while_the_judge_hangs(data, tmp_path):
-    with FaultServer() as server:
-        whole = command(data, tmp_path/"whole", server.url)
-        assert whole.wait(240)==0, whole.stdout.read()
+    with FaultServer() as server: finish(start(data, tmp_path/"whole", server.url))
     calls = [json.loads(l)["judge/calls"] for l in (tmp_path/"whole"/"metrics.jsonl").read_text().splitlines()]
     stop = max(i for i,n in enumerate(calls) if n)  # the last step that asks anything
     answered = sum(calls[:stop])
     assert stop>0
     with FaultServer(lambda i: "hang" if i>=answered else None) as server:
-        process = command(data, tmp_path/"run", server.url)
-        while len(server.seen)<=answered and process.poll() is None: time.sleep(.01)
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        said,_ = process.communicate(timeout=60)
-        assert process.returncode==130 and "go on with --resume" in said, said
-        assert time.monotonic()-start<10  # one attempt alone would have hung for 30 s
+        stopped = start(data, tmp_path/"run", server.url)
+        while len(server.seen)<=answered and stopped.running(): time.sleep(.01)
+        asked = time.monotonic()
+        stopped.send(signal.SIGINT)
+        status,said = stopped.end(60)
+        assert status==130 and "go on with --resume" in said, said
+        assert time.monotonic()-asked<10  # one attempt alone would have hung for 30 s
     assert (tmp_path/"run"/f"checkpoint-{stop}").exists()  # though the next one was due at the end
-    with FaultServer() as server:
-        again = command(data, tmp_path/"run", server.url, "--resume")
-        assert again.wait(240)==0, again.stdout.read()
+    with FaultServer() as server: finish(start(data, tmp_path/"run", server.url, "--resume"))
     for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (tmp_path/"run"/name).read_bytes()==(tmp_path/"whole"/name).read_bytes(), name

@@ -1,5 +1,5 @@
 "A run that is killed at any moment, also in the middle of a save, loses nothing: resumed, it ends as if it had not been"
-import multiprocessing,os,random,signal,subprocess,sys,time
+import random,signal,time
 
 import pytest
 
@@ -7,22 +7,17 @@ from ivgr.data import write_needle
 from ivgr.sft import whole_checkpoints
 
 from fault_server import FaultServer
-
-SPAWN = multiprocessing.get_context("forkserver")  # a new process without the time that imports take
-SPAWN.set_forkserver_preload(["ivgr.trainer", "openai"])
+from forked import FORKSERVER,command
 
 COMMON = ["--max_steps", "4", "--save_steps", "1", "--per_device_train_batch_size", "2", "--n_rollouts", "3", "--max_new_tokens", "40",
           "--learning_rate", "1e-3", "--use_cpu", "true", "--save_total_limit", "1"]
 
 def start(data, out, *flags):
-    code = "import sys; from ivgr.cli import main; sys.exit(main(sys.argv[1:]))"
-    env = os.environ|{"OMP_NUM_THREADS":"1", "HF_HUB_OFFLINE":"1"}
-    return subprocess.Popen([sys.executable, "-c", code, "train", "--data", str(data), "--output_dir", str(out), *COMMON, *flags],
-                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return command(out.with_suffix(".log"), "train", "--data", data, "--output_dir", out, *COMMON, *flags)
 
 def finish(process):
-    said,_ = process.communicate(timeout=240)
-    assert process.returncode==0, said
+    status,said = process.end()
+    assert status==0, said
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -38,7 +33,7 @@ def whole(data, tmp_path_factory):
 
 def wait_for(path, process):
     for _ in range(12000):
-        if path.exists() or process.poll() is not None: return
+        if path.exists() or not process.running(): return
         time.sleep(.01)
 
 @pytest.mark.parametrize("sign", ["checkpoint-2/model.safetensors", "checkpoint-3/optimizer.pt"])  # written in the middle of a save
@@ -46,9 +41,8 @@ def test_killed_while_saving(data, whole, tmp_path, sign):
     out = tmp_path/"run"
     process = start(data, out)
     wait_for(out/sign, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode==-signal.SIGKILL, "the run ended before it could be killed"
+    process.send(signal.SIGKILL)
+    assert process.end()[0]==-signal.SIGKILL, "the run ended before it could be killed"
     finish(start(data, out, "--resume"))
     for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (out/name).read_bytes()==(whole/name).read_bytes(), name
@@ -78,7 +72,7 @@ def test_killed_twenty_times(data, tmp_path):
     rng,kills,judging,broken = random.Random(0),0,0,0
     with FaultServer(latency=.2) as server:
         def start(out, resume):
-            process = SPAWN.Process(target=live, args=(str(data), str(out), server.url, sizes, resume))
+            process = FORKSERVER.Process(target=live, args=(str(data), str(out), server.url, sizes, resume))
             process.start()
             return process
         process = start(tmp_path/"whole", False)

@@ -186,7 +186,7 @@ def test_weights_undo_a_mismatched_server(policy, queries, host, tmp_path):
         return sum(abs(out[p]-truth[p]) for p in pairs)
     assert often(math.prod(r.weights) for r in rollouts)<often([1.]*n)/2
 
-SMALL = dict(max_steps=4, save_steps=2, per_device_train_batch_size=2, n_rollouts=3, max_new_tokens=40, use_cpu=True, lora_rank=4,
+SMALL = dict(max_steps=4, save_steps=2, per_device_train_batch_size=2, n_rollouts=2, max_new_tokens=24, use_cpu=True, lora_rank=4,
              optim="sgd", learning_rate=2., warmup_steps=0)     # Adam makes steps of one size from gradients of any, rounding errors included
 
 def trainer_for(data, out, sampler, **kw):

@@ -9,8 +9,9 @@ from ivgr.policy_judge import PolicyJudge
 from ivgr.qlora import LoraSettings,add_lora
 from ivgr.trainer import DualStreamConfig,DualStreamTrainer
 
+from forked import both
 from rollout_server import RolloutFake
-from test_distributed import launch,lines
+from test_distributed import lines
 from two_sharded import RUNS
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,7 @@ def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("sharded")
     write_needle(out/"data", "train", 12, progress=False)
     with RolloutFake(add_lora(load_policy(device="cpu"), LoraSettings(rank=4, vision=True))) as server:
-        process = launch("two_sharded.py", out/"data", out, server.url)
-        try: said,_ = process.communicate(timeout=240)
-        finally: process.terminate()
-    assert not process.returncode, said
+        both(out/"said", "two_sharded.py", out/"data", out, server.url)
     return out
 
 def close(a, b):

@@ -1,0 +1,49 @@
+"Processes of their own that need not import what conftest.py has imported already"
+import multiprocessing,os,runpy,signal,socket,sys
+from pathlib import Path
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+
+def _command(words):
+    from ivgr.cli import main
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
+    sys.exit(main(words))
+
+def _script(path, words, **env):
+    os.environ |= env
+    sys.argv = [path, *words]
+    runpy.run_path(path, run_name="__main__")
+
+def _said(path, work, *args, **env):
+    for stream in (1, 2): os.dup2(os.open(path, os.O_CREAT|os.O_WRONLY|os.O_APPEND), stream)
+    work(*args, **env)
+
+class Forked:
+    "Work that goes on beside the test"
+    def __init__(self, said, work, *args, **env): # File for what it prints; a function of a module
+        self.said = Path(said)
+        self.process = FORKSERVER.Process(target=_said, args=(str(said), work, *args), kwargs=env)
+        self.process.start()
+    def running(self): return self.process.is_alive()
+    def send(self, number): os.kill(self.process.pid, number)
+    def end(self, seconds=240):
+        "Its exit status, and what it printed"
+        self.process.join(seconds)
+        assert not self.running(), f"still running after {seconds} s"
+        return self.process.exitcode,self.said.read_text()
+
+def command(said, *words): # What comes after `ivgr`
+    return Forked(said, _command, [str(w) for w in words])
+
+def both(said, script, *words):
+    "Run a script of this folder in two processes that know of each other, as `accelerate launch` does"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        env = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]), NO_PROXY="*")
+    two = [Forked(said, _script, str(Path(__file__).parent/script), [str(w) for w in words], **env, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    try:
+        for p in two:
+            status,text = p.end()
+            assert status==0, text
+    finally:
+        for p in two: p.process.kill()  # where it hangs, or the other one has failed
