@@ -338,6 +338,8 @@ def _eval(argv):
     else:
         results = evaluate(policy, samples, batch_size=a.batch_size, skipped=(skipped := []), **how)
         print(report_text(results, a.benchmark, skipped))
+    if cut := sum(r["truncated"] for r in results):
+        print(f"ivgr eval: {cut} of {len(results)} replies came to no end within {a.max_new_tokens} tokens (--max_new_tokens)", file=sys.stderr)
     return 1 if skipped else 0
 
 def _compare(one, other, out):
