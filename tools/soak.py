@@ -3,7 +3,8 @@
     python tools/soak.py --out runs/soak          # goes on where it stopped; nothing but the log and the run are written
 
 Half of the steps see kills, the other half must run in one process, whose memory must stay within 5%. Each line of `soak.jsonl` is an
-event (start, kill, end) or, every few seconds, the step that was reached and the resident memory in MiB. Linux only (reads /proc)."""
+event (start, kill, end) or, every few seconds, the step that was reached and the resident memory in MiB. Linux only (reads /proc).
+A whole run is in nbs/results/soak.jsonl, with seconds from its start."""
 import argparse,json,os,random,signal,subprocess,sys,time
 from pathlib import Path
 from statistics import median
