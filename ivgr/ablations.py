@@ -794,7 +794,7 @@ def _caption(fig, found, lines=False): # What is drawn, below it
     if lines: said += "; thin: each seed, thick: their mean"
     else:
         said += f"; {n} questions"*bool(n)+"; small points: seeds; bars: 95% over seeds"*(counts[-1]>1)
-        if counts[0]==1 and any(m.share for m in found): said += "; one seed: bars: 95% over questions"
+        if any(m.share and len(set(m.by_seed.values()))==1 for m in found): said += "; one seed, or all the same: 95% over questions"
     fig.supxlabel(said, fontsize=7.5, x=.01, ha="left")
 
 def _lanes(
@@ -1119,7 +1119,8 @@ CLAIMS = (
     _claim("The expected score is better than one judgement", "doubt-expected", "doubt-1", ours=True),
     _within("Textual answers beat grounded ones after full training", "full", ("test", "textual"), _GROUNDED,
             ("true facts said rightly, textual beside grounded", ("full", *_SAYS, "facts_right"), ("full", *_GROUNDED, "facts_right"))),
-    _within("Textual answers beat grounded ones after grounded-only training", "grounded-2n", ("test", "textual"), _GROUNDED),
+    _within("Textual answers beat grounded ones after grounded-only training", "grounded-2n", ("test", "textual"), _GROUNDED,
+            ("regions mentioned, textual beside grounded", ("grounded-2n", *_SAYS, "where_mentioned"), ("grounded-2n", *_GROUNDED, "where_mentioned"))),
     _within("Textual answers beat grounded ones even where boxes are good (IoU above 0.7)", "full", ("test", "textual", "bins@4"), ("test", "grounded", "bins@4")),
     _within("Score 1.0 becomes more frequent over training", "full", (*_END, "teacher/1.0"), ("training", "first", "teacher/1.0"),
             ("facts mentioned, end beside beginning", ("full", *_END, "textual/facts_mentioned"), ("full", "training", "first", "textual/facts_mentioned"))),
@@ -1129,7 +1130,9 @@ CLAIMS = (
     Claim("With consistency, the last layer looks at the target more", ("full", LOOKS, "textual", "share@-1"), ("dual", LOOKS, "textual", "share@-1"),
           (("the same in layer 2", ("full", LOOKS, "textual", "share@1"), ("dual", LOOKS, "textual", "share@1")),
            ("the target's share of the image", ("full", LOOKS, "textual", "area"), ("dual", LOOKS, "textual", "area")))),
-    _within("Crops and union crop help the trained policy", "full", (TOOLS, "crops+union"), (TOOLS, "textual")),
+    _within("Crops and union crop help the trained policy", "full", (TOOLS, "crops+union"), (TOOLS, "textual"),
+            ("regions right, with crops beside without", ("full", TOOLS, "crops+union", "where_right"), ("full", TOOLS, "textual", "where_right")),
+            ("accuracy before training", ("start", TOOLS, "crops+union"), ("start", TOOLS, "textual"))),
     _within("The union crop adds to the crops", "full", (TOOLS, "crops+union"), (TOOLS, "crops")),
     _claim("More rollouts per stream help: N = 8 against 2", "full", "n-2"),
     Claim("Consistency survives silence: texts say more facts rightly than without it", ("full", *_SAYS, "facts_right"), ("dual", *_SAYS, "facts_right"),
