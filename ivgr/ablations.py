@@ -794,7 +794,7 @@ def _caption(fig, found, lines=False): # What is drawn, below it
     if lines: said += "; thin: each seed, thick: their mean"
     else:
         said += f"; {n} questions"*bool(n)+"; small points: seeds; bars: 95% over seeds"*(counts[-1]>1)
-        if any(m.share and len(set(m.by_seed.values()))==1 for m in found): said += "; one seed, or all the same: 95% over questions"
+        if any(m.share and len(set(m.by_seed.values()))==1 for m in found): said += "\none seed, or all the same: bars: 95% over questions"
     fig.supxlabel(said, fontsize=7.5, x=.01, ha="left")
 
 def _lanes(
