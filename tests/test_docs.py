@@ -1,5 +1,5 @@
 "What a reader meets on the website holds: links lead somewhere, equations can be shown, pictures are described, names are explained"
-import ast,importlib,inspect,json,posixpath,pkgutil,re,subprocess,sys,textwrap
+import ast,importlib,inspect,json,os,posixpath,pkgutil,re,subprocess,textwrap
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,6 +7,7 @@ from urllib.parse import unquote
 import pypandoc,pytest,yaml
 from fastcore.docments import docments
 import ivgr
+from forked import Forked
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
@@ -152,18 +153,17 @@ def test_a_tutorial_opens_in_colab(path):
     assert f'https://colab.research.google.com/github/ivgr/ivgr/blob/main/nbs/{path.name}' in text
     assert 'if find_spec("ivgr") is None:' in text
 
-PAGES = """
-import sys
-from pathlib import Path
-from execnb.nbio import read_nb
-from nbdev.processors import FilterDefaults
-for p in sys.argv[1:]:
-    try: FilterDefaults()(read_nb(Path(p)))
-    except Exception as e: print(f"{Path(p).name}: {e}")
-"""
+def prepare(paths):
+    from execnb.nbio import read_nb
+    from nbdev.processors import FilterDefaults
+    os.chdir(ROOT)
+    for p in paths:
+        try: FilterDefaults()(read_nb(p))
+        except Exception as e: print(f"{p.name}: {e}")
 
-def test_pages_can_be_prepared():
+def test_pages_can_be_prepared(tmp_path):
     "nbdev runs cells with exports, and those with an import: the latter must hold nothing that needs more than what is exported"
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', PAGES, *map(str, NOTEBOOKS)], cwd=ROOT, capture_output=True, text=True)
-    said = re.findall(r'^\w+\.ipynb: .*', r.stdout, flags=re.M)
-    assert r.returncode==0 and not said, '\n'.join(said)+r.stderr
+    status,text = Forked(tmp_path/'said', prepare, NOTEBOOKS).end()
+    said = re.findall(r'^\w+\.ipynb: .*', text, flags=re.M)
+    assert status==0 and not said, text
+

@@ -70,7 +70,7 @@ def test_killed_twenty_times(data, tmp_path):
     "One run, killed wherever it happens to be, with a judge on a server; what it ends with is what it would have ended with"
     sizes = dict(max_steps=26, save_steps=1, per_device_train_batch_size=2, n_rollouts=3, max_new_tokens=40, learning_rate=1e-3, save_total_limit=2)
     rng,kills,judging,broken = random.Random(0),0,0,0
-    with FaultServer(latency=.2) as server:
+    with FaultServer(latency=.1) as server:
         def start(out, resume):
             process = FORKSERVER.Process(target=live, args=(str(data), str(out), server.url, sizes, resume))
             process.start()
