@@ -20,13 +20,17 @@ FORKSERVER,FRESH = map(multiprocessing.get_context, ('forkserver', 'spawn'))
 FORKSERVER.set_forkserver_preload(['nbdev.test', 'hypothesis', 'matplotlib.pyplot', 'math_verify', 'openai', 'transformers.trainer',
                                    'transformers.models.qwen3_vl.modeling_qwen3_vl'])
 
+def write_to(path):
+    "What this process prints, and what it starts, goes to a file"
+    for stream in (1, 2): os.dup2(os.open(path, os.O_CREAT|os.O_WRONLY|os.O_APPEND), stream)
+
 def run_notebook(path, limit, flags, folder):
     "Run a notebook's cells, in a process of its own; what it prints and its temporary files are in `folder`"
     os.setsid()
     os.chdir(ROOT)
     os.environ['TMPDIR'] = tempfile.tempdir = folder
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for stream in (1, 2): os.dup2(os.open(f'{folder}/said', os.O_WRONLY|os.O_APPEND), stream)
+    write_to(f'{folder}/said')
     faulthandler.dump_traceback_later(limit, exit=True)  # says where it hangs; ends even where pytest itself is gone
     from nbdev.config import get_config
     from nbdev.test import test_nb

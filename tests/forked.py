@@ -1,8 +1,8 @@
 "Processes of their own that need not import what conftest.py has imported already"
-import multiprocessing,os,runpy,signal,socket,sys
+import os,runpy,signal,socket,sys
 from pathlib import Path
 
-FORKSERVER = multiprocessing.get_context("forkserver")
+from conftest import FORKSERVER,write_to
 
 def _command(words):
     from ivgr.cli import main
@@ -15,7 +15,7 @@ def _script(path, words, **env):
     runpy.run_path(path, run_name="__main__")
 
 def _said(path, work, *args, **env):
-    for stream in (1, 2): os.dup2(os.open(path, os.O_CREAT|os.O_WRONLY|os.O_APPEND), stream)
+    write_to(path)
     work(*args, **env)
 
 class Forked:
@@ -31,6 +31,11 @@ class Forked:
         self.process.join(seconds)
         assert not self.running(), f"still running after {seconds} s"
         return self.process.exitcode,self.said.read_text()
+    def finish(self):
+        "What it printed, if all went well"
+        status,text = self.end()
+        assert status==0, text
+        return text
 
 def command(said, *words): # What comes after `ivgr`
     return Forked(said, _command, [str(w) for w in words])
@@ -42,8 +47,6 @@ def both(said, script, *words):
         env = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]), NO_PROXY="*")
     two = [Forked(said, _script, str(Path(__file__).parent/script), [str(w) for w in words], **env, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
     try:
-        for p in two:
-            status,text = p.end()
-            assert status==0, text
+        for p in two: p.finish()
     finally:
         for p in two: p.process.kill()  # where it hangs, or the other one has failed

@@ -68,12 +68,8 @@ def start(data, out, url, *flags):
     return command(out.with_suffix(".log"), "train", "--data", data, "--output_dir", out, "--use_cpu", "true",
                    "--judge", "endpoint", "--judge_url", url, "--judge_model", "m", *sizes, *flags)
 
-def finish(process):
-    status,said = process.end()
-    assert status==0, said
-
 def test_ctrl_c_while_the_judge_hangs(data, tmp_path):
-    with FaultServer() as server: finish(start(data, tmp_path/"whole", server.url))
+    with FaultServer() as server: start(data, tmp_path/"whole", server.url).finish()
     calls = [json.loads(l)["judge/calls"] for l in (tmp_path/"whole"/"metrics.jsonl").read_text().splitlines()]
     stop = max(i for i,n in enumerate(calls) if n)  # the last step that asks anything
     answered = sum(calls[:stop])
@@ -87,6 +83,6 @@ def test_ctrl_c_while_the_judge_hangs(data, tmp_path):
         assert status==130 and "go on with --resume" in said, said
         assert time.monotonic()-asked<10  # one attempt alone would have hung for 30 s
     assert (tmp_path/"run"/f"checkpoint-{stop}").exists()  # though the next one was due at the end
-    with FaultServer() as server: finish(start(data, tmp_path/"run", server.url, "--resume"))
+    with FaultServer() as server: start(data, tmp_path/"run", server.url, "--resume").finish()
     for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (tmp_path/"run"/name).read_bytes()==(tmp_path/"whole"/name).read_bytes(), name

@@ -7,17 +7,14 @@ from ivgr.data import write_needle
 from ivgr.sft import whole_checkpoints
 
 from fault_server import FaultServer
-from forked import FORKSERVER,command
+from conftest import FORKSERVER
+from forked import command
 
 COMMON = ["--max_steps", "4", "--save_steps", "1", "--per_device_train_batch_size", "2", "--n_rollouts", "3", "--max_new_tokens", "40",
           "--learning_rate", "1e-3", "--use_cpu", "true", "--save_total_limit", "1"]
 
 def start(data, out, *flags):
     return command(out.with_suffix(".log"), "train", "--data", data, "--output_dir", out, *COMMON, *flags)
-
-def finish(process):
-    status,said = process.end()
-    assert status==0, said
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -28,7 +25,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")/"run"
-    finish(start(data, out))
+    start(data, out).finish()
     return out
 
 def wait_for(path, process):
@@ -43,7 +40,7 @@ def test_killed_while_saving(data, whole, tmp_path, sign):
     wait_for(out/sign, process)
     process.send(signal.SIGKILL)
     assert process.end()[0]==-signal.SIGKILL, "the run ended before it could be killed"
-    finish(start(data, out, "--resume"))
+    start(data, out, "--resume").finish()
     for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (out/name).read_bytes()==(whole/name).read_bytes(), name
     assert len((out/"metrics.jsonl").read_text().splitlines())==4
