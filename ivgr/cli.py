@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'SHELLS', 'settings_parser', 'read_settings', 'read_yaml'
            'main']
 
 # %% ../nbs/26_cli.ipynb #98f4a1f8
-import argparse,difflib,json,os,sys
+import argparse,difflib,json,logging,os,sys
 from collections.abc import Callable,Sequence
 from dataclasses import MISSING,fields,replace
 from pathlib import Path
@@ -525,6 +525,7 @@ def main(
     argv:Sequence[str]|None=None, # Default: the process's own arguments
 )->int:                           # Exit status: 0, 1 where questions were skipped, 2 for wrong input, 130 after Ctrl-C, 141 if nobody reads on
     "The `ivgr` command"
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR) # kernels it wants on newer CPUs, `keep_trainable` never calls
     try: return _main(argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains once more when it ends

@@ -35,7 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import InputError,Rollout,Stream
 from .data import Samples,image_size
-from .policy import SHIPPED
+from .policy import SHIPPED,keep_trainable
 from .sampler import choose,sample_rollouts
 from .trainer import DualStreamConfig
 from .tree import Query,backbone,selected_logps,token_logps
@@ -605,6 +605,7 @@ def build(
                 new.load_state_dict(child.state_dict())
                 if bias: new.bias = child.bias
                 setattr(m, name, new.to(device))
+        keep_trainable(model)
     if s.lora_rank:
         chosen = {m for part in (language, *([tower] if s.lora_vision else [])) for m in part.modules() if isinstance(m, nn.Linear)}
         model = get_peft_model(model, LoraConfig(r=s.lora_rank, target_modules=[n for n,m in model.named_modules() if m in chosen]))

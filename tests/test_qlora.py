@@ -96,6 +96,18 @@ def test_the_packed_bits_are_stored_as_the_dtype(saved):
     lora = add_lora(policy)
     assert {p.dtype for p in lora.model.parameters() if p.requires_grad}=={torch.float32}
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_sampling_takes_no_gradient_away(family, bits, saved, data):
+    lora = shake(add_lora(load_policy(saved/family, device="cpu", quantise=bits)))
+    queries,rollouts = rolled(load_policy(saved/family, device="cpu"), data)
+    def gradients():
+        values,mask = token_logps(lora.model, queries, rollouts, banned=lora.banned)
+        return torch.autograd.grad(values[mask].sum(), [p for p in lora.model.parameters() if p.requires_grad])
+    before = gradients()
+    rolled(lora, data)
+    assert all(g.any() and torch.equal(g, g_) for g,g_ in zip(before, gradients(), strict=True))
+
 @pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapter_off_is_the_base_and_the_disk_changes_nothing(family, bits, saved, data, tmp_path):
