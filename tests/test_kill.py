@@ -65,7 +65,7 @@ def half_saved(out):
 
 def test_killed_twenty_times(data, tmp_path):
     "One run, killed wherever it happens to be, with a judge on a server; what it ends with is what it would have ended with"
-    sizes = dict(max_steps=26, save_steps=1, per_device_train_batch_size=2, n_rollouts=3, max_new_tokens=40, learning_rate=1e-3, save_total_limit=2)
+    sizes = dict(max_steps=32, save_steps=1, per_device_train_batch_size=2, n_rollouts=3, max_new_tokens=40, learning_rate=1e-3, save_total_limit=2)
     rng,kills,judging,broken = random.Random(0),0,0,0
     with FaultServer(latency=.1) as server:
         def start(out, resume):
@@ -73,15 +73,18 @@ def test_killed_twenty_times(data, tmp_path):
             process.start()
             return process
         process = start(tmp_path/"whole", False)
+        while process.is_alive() and not steps(tmp_path/"whole"): time.sleep(.01)
+        began = time.monotonic()
         process.join(240)
         assert process.exitcode==0
+        pace = (time.monotonic()-began)/sizes["max_steps"]         # seconds a step takes here
         out,done = tmp_path/"run",0
         while kills<20:
             process = start(out, bool(done))
             def wait(sign):
                 while process.is_alive() and not sign(): time.sleep(.002)
             wait(lambda: len(steps(out))>done)                     # one more step at least, and then
-            if kills%3==0: time.sleep(rng.random()*.5)             # anywhere,
+            if kills%3==0: time.sleep(rng.random()*pace)           # anywhere,
             elif kills%3==1: wait(lambda: server.open)             # in a call of the judge,
             else: wait(lambda: half_saved(out))                    # or in a save
             judging += server.open>0
