@@ -1,7 +1,8 @@
 """Run notebooks and store what they print and draw.
 
 Cells that `nbdev_test` skips are skipped here and keep their stored outputs; what goes to stderr is not stored. With
---check, write nothing and fail where the outputs would change. Figures are compared by their pixels."""
+--check, write nothing and fail where the outputs would change. Figures are compared by their pixels. Newer processors round
+otherwise, so all use the instructions that older ones have too."""
 import argparse,base64,difflib,io,os,subprocess,sys,tempfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,6 +11,7 @@ from execnb.nbio import nb2str,read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
+AVX2 = dict(ATEN_CPU_CAPABILITY='avx2', MKL_CBWR='AVX2', ONEDNN_MAX_CPU_ISA='AVX2')
 
 def _pixels(png):
     from PIL import Image
@@ -52,7 +54,7 @@ def _run(path, limit):
     "`execute` in a process of its own; returns (new text or None, what went wrong)"
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp)/'nb'
-        env = dict(os.environ, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0', IN_TEST='1')
+        env = dict(os.environ, **AVX2, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0', IN_TEST='1')
         try: r = subprocess.run([sys.executable, __file__, '--one', path, out], cwd=NBS, env=env, timeout=limit,
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
         except subprocess.TimeoutExpired: return None,f'stopped after {limit:g} s (--limit)'
