@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'SHELLS', 'settings_parser', 'read_settings', 'read_yaml'
            'main']
 
 # %% ../nbs/26_cli.ipynb #98f4a1f8
-import argparse,difflib,json,logging,os,sys
+import argparse,difflib,json,logging,os,sys,warnings
 from collections.abc import Callable,Sequence
 from dataclasses import MISSING,fields,replace
 from pathlib import Path
@@ -380,7 +380,7 @@ def _plan_parser():
     p.add_argument("--model", required=True, help="directory with the model's config.json, or hub name")
     for f in fields(Setting):
         kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=int if f.type==int|None else f.type)
-        p.add_argument("--"+f.name.replace("_", "-"), default=f.default, help=said[f.name], **kind)
+        p.add_argument(*dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")), default=f.default, help=said[f.name], **kind) # as `ivgr train` has them
     p.add_argument("--cards", type=float, nargs="+", default=list(CARDS), help="memory of the cards that are asked about, in GB")
     p.add_argument("--tflops", type=float, default=None, help="what a card really does in a second; adds the least time that a step can take")
     return p
@@ -526,6 +526,7 @@ def main(
 )->int:                           # Exit status: 0, 1 where questions were skipped, 2 for wrong input, 130 after Ctrl-C, 141 if nobody reads on
     "The `ivgr` command"
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR) # kernels it wants on newer CPUs, `keep_trainable` never calls
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers") # names that users can't change
     try: return _main(argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains once more when it ends
