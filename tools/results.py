@@ -1,10 +1,14 @@
 """Write nbs/results/shipped.json, from which the start page draws its tables.
 
-Give the output of `ivgr eval` for the shipped policy, and finished demos:
-    python tools/results.py --eval eval.json --demo runs/demo-0 runs/demo-1 runs/demo-2 --cpu "AMD EPYC, 2 cores"
+Give what `ivgr eval` wrote for the shipped policy, and finished demos:
+    ivgr data needle --split test --n 2048 --out runs/needle
+    ivgr eval --policy tiny --data runs/needle --out runs/tiny
+    python tools/results.py --eval runs/tiny --demo runs/demo-0 runs/demo-1 runs/demo-2 --cpu "AMD EPYC, 2 cores"
 """
 import argparse,json
 from pathlib import Path
+from ivgr.benchmarks import read_run
+from ivgr.evaluate import summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,11 +19,11 @@ def demo_row(folder):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--eval', required=True, metavar='FILE', help='what `ivgr eval` printed')
+    ap.add_argument('--eval', required=True, metavar='DIR', help='output directory of `ivgr eval`')
     ap.add_argument('--demo', required=True, nargs='+', metavar='DIR', help='output directories of `ivgr demo`')
     ap.add_argument('--cpu', required=True, help='the processor, in words')
     a = ap.parse_args()
-    out = dict(cpu=a.cpu, shipped=json.loads(Path(a.eval).read_text()), demos=[demo_row(d) for d in a.demo])
+    out = dict(cpu=a.cpu, shipped=summarise(read_run(a.eval)[1]), demos=[demo_row(d) for d in a.demo])
     (ROOT/'nbs/results/shipped.json').write_text(json.dumps(out, indent=1)+'\n')
 
 if __name__=='__main__': main()
