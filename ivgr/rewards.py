@@ -64,6 +64,8 @@ _LEAD = re.compile(r"(?:(?:so|thus|hence|therefore)\b,? *)?(?:(?:the|my) )?(?:(?
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _MARK = re.compile(r"(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])(?:[).:,](?=\s|$)|\s+[-–—](?=\s)))\s*")
 _INNER = re.compile(r"(?<!\w)\(([A-Za-z])\)|(?<![\w'’-])([A-HJ-Z])(?![\w'’-])")  # a capital I is mostly a pronoun
+_ARTICLE = re.compile(r"(?:^|(?<=[.!?:] ))A (?!(?:is|or|and|because|since)\b)(?=[a-z])")  # so is an A before a word in small letters
+_DENIAL = re.compile(r"\b(?:not|never|neither|nor|wrong|incorrect|(?:all|anything|everything) but)\b|n['’]t\b", re.I)
 
 def _split(reply):
     "The letter at the head of a reply (or None), the text after it, and both together, all without 'the answer is'"
@@ -86,7 +88,9 @@ def picks(
     letters = {w.upper() for w in words if len(w)==1 and w.isalpha()}
     if letters and all(len(w)==1 or w.lower() in ("and", "or") for w in words): return letters
     if same := _saying(whole, options): return same
-    inner = {(a or b).upper() for a,b in _INNER.findall(whole)}
+    if whole[1:2]==" " and whole[0].upper() in _saying(whole[2:], options): return {whole[0].upper()}
+    if _DENIAL.search(rest if letter is None or re.match(r"(?:is|was)(?:n['’]t)?\b", rest) else ""): return set()
+    inner = {(a or b).upper() for a,b in _INNER.findall(_ARTICLE.sub("", whole))}
     return {letter}|inner if letter else inner
 
 # %% ../nbs/04_rewards.ipynb #9e5c8684

@@ -14,6 +14,7 @@ from ivgr.rewards import (RULES,SINGLE_WEIGHTS,WEIGHTS,accuracy,base_rewards,cho
 
 WORDS = "red orange yellow green cyan blue purple black left right above below".split()
 ASKED = "What colour is the top of the red tile?\n(A) blue\n(B) green\n(C) black"
+PEOPLE = "Who is it?\n(A) A man\n(B) A woman holding an umbrella\n(C) a dog"
 
 # truth, question: right replies; wrong replies
 TABLE = [
@@ -27,6 +28,12 @@ TABLE = [
     ("(B)", "", ["B", "b.", "(B)"], ["A", "A and B"]),
     ("b.", "", ["B", "(b)"], ["A", "A and B"]),
     ("I", "", ["I", "(I)", "i."], ["II", "1", "A"]),
+    ("A", "", ["A", "I choose A", "A because it is red", "It is A as shown", "A is right", "A: not visible", "A Ferrari"],
+              ["A dog", "A dog. A cat", "Not A", "It is not A", "It isn't A", "A is wrong", "(A) is not right", "(A) isn't it",
+               "anything but (A)", "Neither A"]),
+    ("A", PEOPLE, ["A man", "a man", "A a man", "(A) A man", "A"],
+                  ["A woman", "A woman with an umbrella", "A woman holding an umbrella", "A cat", "B a man"]),
+    ("C", PEOPLE, ["A dog", "C a dog", "c dog"], ["A cat", "Not a dog"]),
     ("B", ASKED, ["B", "(b)", "green", "Green.", "the green", "The answer is green.", "(B) green",
                  "The answer is (B) green."],
                  ["blue", "(B) blue", "(A) green", "green or blue", "D", "B or D", "(A) blue (B) green", "red", "A"]),
