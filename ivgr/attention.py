@@ -56,8 +56,8 @@ def answer_tokens(
     tokens:Sequence[int], # Of a reply
 )->list[int]:         # Their places in the reply; none where it has no answer
     "Where in a reply the answer is"
-    ends = [len(policy.tokenizer.decode(tokens[:k], skip_special_tokens=True)) for k in range(len(tokens)+1)]
-    text = policy.tokenizer.decode(tokens, skip_special_tokens=True)
+    ends = [len(policy.tokenizer.decode(tokens[:k])) for k in range(len(tokens)+1)]
+    text = policy.tokenizer.decode(tokens)
     start,end = text.find("<answer>"),text.find("</answer>")
     if start<0 or end<start: return []
     start += len("<answer>")

@@ -63,7 +63,7 @@ SIZES = {"wide": lambda: qwen3_vl(640, 1920, 14, 10, 5, 8192, False, head_dim=64
 class Endless(Policy):
     "A policy that never ends a reply, so that all replies are equally long"
     @property
-    def banned(self): return [*super().banned, self.tokenizer.eos_token_id]
+    def banned(self): return [*super().banned, *self.ends]
 
 def build_policy(
     name:str,          # In `SIZES`

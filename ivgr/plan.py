@@ -669,7 +669,7 @@ def measure(
     model = build(config, s, device)
     queries,rollouts = random_queries(model, config, s)
     banned = [config.image_token_id, config.video_token_id]
-    policy:Any = SimpleNamespace(model=model, config=config, banned=banned, tokenizer=SimpleNamespace(eos_token_id=-2, decode=lambda *a, **k: ""))
+    policy:Any = SimpleNamespace(model=model, config=config, banned=banned, ends=[], read=lambda ids: "")
     generator = torch.Generator(device).manual_seed(0)
     def score(train):
         model.train(train)

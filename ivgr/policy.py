@@ -150,7 +150,7 @@ def load_policy(
         reader = read_reader(source, max_pixels) if _found(source, "tokenizer_config.json") else {k:getattr(policy, k) for k in ("image_processor", "tokenizer", "prompts")}
         return Policy(_load_adapter(policy, source), **reader)
     policy = Policy(_load_model(source, dtype, device, attn_implementation, quantise).eval(), **read_reader(source, max_pixels))
-    if not packs(policy.model): warnings.warn(f"{source!r} has layers of linear attention, to which a prefix tree can't be shown: every rollout takes "
+    if not packs(policy.model): warnings.warn(f"{source!r} has layers of linear attention, which can't use a prefix tree: every rollout takes "
                                               "the plain path, as with share_prefix=false", stacklevel=2)
     return policy
 

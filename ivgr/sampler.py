@@ -157,7 +157,7 @@ def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, gen
     visible = torch.zeros(B, R, held+R*(max_new_tokens-1), dtype=torch.bool, device=device)
     visible[:,:,:held] = packed.seen_from(ends)
     alive = torch.arange(R, device=device).expand(B, -1)                  # which rollout each row decodes
-    done = torch.zeros(B, R, dtype=torch.bool, device=device)
+    done,stops = torch.zeros(B, R, dtype=torch.bool, device=device),torch.tensor(policy.ends, dtype=torch.long, device=device)
     tokens = torch.full((B, R, max_new_tokens), -1, device=device)
     logps = torch.zeros(B, R, max_new_tokens, device=device)
     def forward(tokens, position, visible, cache):
@@ -171,7 +171,7 @@ def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, gen
         active = ~done.gather(1, alive)
         tokens[rows, alive, step] = torch.where(active, new, -1)
         logps[rows, alive, step] = torch.where(active, logp, 0.)
-        done[rows, alive] |= new==policy.tokenizer.eos_token_id
+        done[rows, alive] |= torch.isin(new, stops)
         most = int((~done).sum(1).max())                                  # rollouts still going in the busiest query
         if not most or step==max_new_tokens-1: break
         if most<=.75*alive.shape[1]:
@@ -219,8 +219,7 @@ def sample_rollouts(
                     for r in range(len(streams)*k):
                         length = int((tokens[b,r]>=0).sum())
                         ids = tokens[b,r,:length].tolist()
-                        text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-                        out[i].append(Rollout(streams[r//k], ids, logps[b,r,:length].tolist(), text, truncated=not done[b,r]))
+                        out[i].append(Rollout(streams[r//k], ids, logps[b,r,:length].tolist(), policy.read(ids), truncated=not done[b,r]))
     finally: policy.model.train(training)
     return out
 

@@ -71,7 +71,7 @@ def rollout_request(
 )->dict:
     "The body of a request for `n` replies with token ids and log-probabilities"
     return dict(model=model, messages=chat, n=n, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-                logprobs=True, return_token_ids=True, stop_token_ids=[policy.tokenizer.eos_token_id],
+                logprobs=True, return_token_ids=True, stop_token_ids=policy.ends,
                 logit_bias={str(i):-100 for i in policy.banned},
                 top_k=-1, min_p=0., repetition_penalty=1., presence_penalty=0., frequency_penalty=0.)
 
@@ -87,8 +87,7 @@ def read_rollouts(
     "The replies in a server's answer; `Failed` says what is not as it must be"
     def must(ok, what, kind="invalid"):
         if not ok: raise Failed(kind, what)
-    t,stops,vocabulary = policy.tokenizer,policy.model.generation_config.eos_token_id,policy.config.get_text_config().vocab_size
-    ends = {t.eos_token_id, *(stops if isinstance(stops, list) else [stops])}
+    vocabulary = policy.config.get_text_config().vocab_size
     try:
         got = json.loads(answer)
         choices,seen = sorted(got["choices"], key=lambda c: c["index"]),got.get("prompt_token_ids")
@@ -108,8 +107,8 @@ def read_rollouts(
             must(len(ids)<=max_new_tokens, f"{len(ids)} tokens, more than {max_new_tokens}")
             must(all(is_whole(i, 0) and i<vocabulary and i not in policy.banned for i in ids), "a token that can't be sampled")
             must(all(is_number(l) and l<=1e-3 for l in logps), "a log-probability that is none")
-            must(end=="length" or ids[-1] in ends, "a reply that stopped without an end token")
-            out.append(Rollout(stream, ids, logps, t.decode(ids, skip_special_tokens=True), truncated=end=="length"))
+            must(end=="length" or ids[-1] in policy.ends, "a reply that stopped without an end token")
+            out.append(Rollout(stream, ids, logps, policy.read(ids), truncated=end=="length"))
         return out
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise Failed("invalid", f"{type(e).__name__} in the answer") from None

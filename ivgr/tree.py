@@ -353,6 +353,16 @@ class Policy:
     def banned(self)->list[int]:
         "Token ids that are never sampled: image and video placeholders, which would have no features"
         return [self.config.image_token_id, self.config.video_token_id]
+    @property
+    def ends(self)->list[int]:
+        "Token ids that end a reply: the tokenizer's end of sequence, and what else the model's generation settings name"
+        stops = self.model.generation_config.eos_token_id
+        return sorted({self.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [] if stops is None else [stops])})
+    def read(self,
+        ids:Sequence[int] # Tokens of a reply
+    )->str:               # All of it but the end token: other special tokens, such as Qwen's own for boxes, are part of what was said
+        "The text of a reply"
+        return self.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.ends else ids)
 
 # %% ../nbs/08_tree.ipynb #faec9922
 def _common(rows): # Length of the common prefix; every branch keeps a token of its own
