@@ -122,7 +122,10 @@ def box_text(
     step:int=20,         # Coordinates are rounded to multiples of this many thousandths
 )->str:                  # e.g. `"<box>[100,200,300,400]</box>"`
     "A box as the grounded stream writes it: thousandths of the image's sides"
-    return "<box>["+",".join(str(round(v/size*1000/step)*step) for v in box)+"]</box>"
+    most = 1000//step
+    ends = [round(v/size*most) for v in box]
+    starts = [min(v, most-1) for v in ends[:2]]
+    return "<box>["+",".join(str(v*step) for v in [*starts, *(max(a+1, b) for a,b in zip(starts, ends[2:]))])+"]</box>"
 
 # %% ../nbs/03_data.ipynb #d3b3295f
 @dataclass(frozen=True)
@@ -245,7 +248,9 @@ def write_needle(
     rows = []
     for i in tqdm(range(n), desc=f"needle {split}", disable=not progress):
         tiles,clutter,rng = needle_scene(split, i, cfg, seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        if not i:
+            folder.mkdir(parents=True, exist_ok=True)
+            (out/f"{split}.parquet").unlink(missing_ok=True)  # an older table goes before its images change
         file = folder/f"{seed}-{i:06d}.png"
         render(tiles, clutter, cfg.size).save(file, compress_level=1)
         for j in range(questions):
@@ -324,7 +329,7 @@ def data_files(
     other = next((found for ending in endings if (found := [f for f in sorted(folder.glob(f"*.{ending}")) if named(f)])), [])
     if split=="train" and len(other)==1: return other
     there = f"it holds {', '.join(f.name for f in other)}: name one of these files" if other else (
-        "give a parquet file, a directory with train.parquet in it (`ivgr data needle` writes one), or the name of a data set on the hub")
+        f"give a parquet file, a directory with {split}.parquet in it (`ivgr data needle` writes one), or the name of a data set on the hub")
     raise InputError(f"no data at {str(folder/f'{split}.parquet')!r}: {there}")
 
 # %% ../nbs/03_data.ipynb #9365b7d5
@@ -444,9 +449,11 @@ def _sample(
     where:str,   # File and row, for errors that come when an image is opened
 )->Sample:
     "Check one row and make a sample of it"
-    for name in ("problem", "answer", "datasource"):
-        if not isinstance(row[name] or "", str): raise InputError(f"{name} is {row[name]!r}: expected text")
-        if not (row[name] or "").strip(): raise InputError(f"{name} is empty")
+    for name in ("problem", "answer", "datasource", "query", "question_type"):
+        if not isinstance(row.get(name) or "", str): raise InputError(f"{name} is {row[name]!r}: expected text")
+        if name in REQUIRED and not (row[name] or "").strip(): raise InputError(f"{name} is empty")
+    question = (row.get("query") or row["problem"]).replace("<image>", "").strip()
+    if not question: raise InputError("there is no question")
     images = _images(row["images"], find, where)
     placeholders = row["problem"].count("<image>")
     if placeholders!=len(images): raise InputError(f"{placeholders} <image> placeholders for {len(images)} images")
@@ -459,8 +466,7 @@ def _sample(
         boxes = check_boxes(boxes, image_size(images[0]))
     key = hashlib.sha1(json.dumps([row["problem"], _image_key(row["images"])]).encode()).hexdigest()[:16]
     return Sample(f"{row['datasource']}-{key}" if row.get("id") in (None, "") else str(row["id"]), images,
-                  (row.get("query") or row["problem"]).replace("<image>", "").strip(), row["answer"].strip(), boxes, row["datasource"],
-                  row.get("question_type") or "", paired)
+                  question, row["answer"].strip(), boxes, row["datasource"], row.get("question_type") or "", paired)
 
 # %% ../nbs/03_data.ipynb #70dc4e29
 def locate(
@@ -518,6 +524,12 @@ class Samples(Sequence):
     ):
         files,self.file = locate(path, split)
         self.table,self.find = load_table(files, REQUIRED),image_finder(files, self.file)
+        if "id" not in self.table.column_names: return
+        asked = {}
+        for i,(key,problem) in enumerate(zip(*(self.table.column(name).to_pylist() for name in ("id", "problem")))):
+            if key not in (None, "") and asked.setdefault(str(key), problem)!=problem:
+                raise InputError(f"{str(self.file)!r}, row {i}: another question has the id {key!r} already. Ids tell questions apart: make them "
+                                 "differ, or leave the column out")
     @property
     def paired(self)->list[bool]:
         "For each row: trained in both streams?"

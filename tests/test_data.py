@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, strategies as st
 from PIL import Image
+from ivgr.boxes import Frame
 from ivgr.core import InputError
-from ivgr.data import Encoded, ImageFinder, NeedleConfig, Samples, _sample, check_boxes, image_size, load_image, needle_scene, split_of, target_boxes, unpack
+from ivgr.data import Encoded, ImageFinder, NeedleConfig, Samples, _sample, box_text, check_boxes, image_size, load_image, needle_scene, split_of, target_boxes, unpack, write_needle
+from ivgr.prompts import read_boxes
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -46,7 +48,7 @@ GOOD = dict(problem='<image>\nWhat?', query='What?', answer='this', images=[dict
 path = st.none()|st.text(max_size=8)
 struct = st.fixed_dictionaries(dict(bytes=st.none()|st.text(max_size=8)|st.binary(max_size=8)|st.just(PNG), path=path))
 image = path|st.binary(max_size=8)|struct
-columns = {c:anything for c in ('problem', 'answer', 'target_instances', 'datasource')}|dict(images=image|st.lists(image, max_size=3))
+columns = {c:anything for c in ('problem', 'answer', 'target_instances', 'datasource', 'query', 'question_type')}|dict(images=image|st.lists(image, max_size=3))
 
 @given(st.fixed_dictionaries({}, optional=columns))
 def test_any_row_is_a_sample_or_a_message(tmp_path_factory, change):
@@ -200,3 +202,29 @@ def test_images_stay_closed(tmp_path, monkeypatch):
     samples = Samples(tmp_path)
     samples[0]
     assert opened==[] and samples[1].paired and opened==['1.png']
+
+def test_ids_tell_questions_apart(tmp_path):
+    "The same question may come twice under one id, another one may not"
+    def samples(*problems):
+        path = tmp_path/f'{len(set(problems))}.parquet'
+        pq.write_table(pa.Table.from_pylist([GOOD|dict(problem=f'<image>\n{p}', query=p, id='scene-0') for p in problems]), path)
+        return Samples(path)
+    assert len(samples('What?', 'What?'))==2
+    with pytest.raises(InputError, match="row 1: another question has the id 'scene-0'"): samples('What?', 'Where?')
+
+def test_a_stopped_rewrite_leaves_no_old_table(tmp_path, monkeypatch):
+    "Old answers never stand beside new images"
+    write_needle(tmp_path, 'train', 3, progress=False)
+    def stop(self, *args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(Image.Image, 'save', stop)
+    with pytest.raises(KeyboardInterrupt): write_needle(tmp_path, 'train', 3, NeedleConfig(objects=3), progress=False)
+    with pytest.raises(InputError, match='no data at'): Samples(tmp_path)
+
+@given(st.integers(24, 600), st.integers(0, 2**31))
+def test_small_tiles_have_boxes(size, seed):
+    "However small a tile, the box that is written has an area and lies in the image"
+    rng = random.Random(seed)
+    w,h = rng.randint(1, 12),rng.randint(1, 12)
+    x,y = rng.randint(0, size-w),rng.randint(0, size-h)
+    boxes,invalid = read_boxes(box_text((x, y, x+w, y+h), size), Frame.unit1000())
+    assert invalid==0 and boxes
