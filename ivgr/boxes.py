@@ -89,7 +89,7 @@ def box_reward(
     n_invalid:int=0,  # Further predictions that are no boxes at all: they hit nothing, and count
 )->Tensor:            # `()` in [0, 1]
     "The paper's box reward, in which every true box pays one prediction only"
-    return box_rewards([as_boxes(pred).tolist()], gt, [n_invalid])[0]
+    return box_rewards([pred], gt, [n_invalid])[0]
 
 def box_rewards(
     preds:Sequence[Sequence], # Of each of `G` replies: its boxes, as rows of four numbers
@@ -97,7 +97,7 @@ def box_rewards(
     n_invalid:Sequence[int],  # Of each reply: further predictions that are no boxes
 )->Tensor:                    # `(G,)`
     "The `box_reward` of each reply to a query, in one go"
-    gt,own = _targets(gt),[_once(p) for p in preds]
+    gt,own = _targets(gt),[_once(as_boxes(p).tolist()) for p in preds]
     if len(n_invalid)!=len(own): raise InputError(f"{len(own)} replies, and {len(n_invalid)} numbers of unusable boxes")
     for n in n_invalid:
         if not isinstance(n, Integral) or n<0: raise InputError(f"n_invalid={n!r}: the number of unusable boxes is needed, 0 or more")

@@ -175,17 +175,21 @@ def move_boxes(
     dst:Frame,  # Whose coordinates are wanted, for the same image
 )->str:         # The same text; what can't be read stays as it is
     "Write every tagged box of a text in another frame, in whole numbers"
+    def side(a, b, edge): # A thin box keeps an area
+        i,j = round(a),round(b)
+        return (i, j) if i!=j or a>=b else (i, j+1) if j<edge else (i-1, j)
     def moved(m):
         if (box := _four_numbers(m[1])) is None: return m[0]
-        x1,y1,x2,y2 = map(round, convert([box], src, dst)[0].tolist())
-        return f"<box>[{x1},{y1},{max(x2, x1+1)},{max(y2, y1+1)}]</box>"  # a thin box keeps an area
+        x1,y1,x2,y2 = convert([box], src, dst)[0].tolist()
+        (x1, x2),(y1, y2) = side(x1, x2, dst.width),side(y1, y2, dst.height)
+        return f"<box>[{x1},{y1},{x2},{y2}]</box>"
     return text if src==dst else re.sub(r"<box>([^<]*)</box>", moved, text)
 
 # %% ../nbs/02_prompts.ipynb #6825bfc7
 _ANY_BOX_TAG = re.compile(r"<[\s/|]*b?box(?:\b|_)|\bbbox_2d\b", re.IGNORECASE)
 
 def parse(
-    text:str,                # The reply, special tokens removed
+    text:str,                # The reply, without its end token
     stream:Stream|str,       # The prompt that it answers
     frame:Frame|None=None,   # The coordinates that the model writes for this image; needed in the grounded stream
 )->Parsed:                   # Never an error, whatever the reply

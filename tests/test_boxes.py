@@ -5,7 +5,7 @@ from hypothesis import assume,given,strategies as st
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from ivgr.boxes import (Frame,as_boxes,box_reward,clip_boxes,convert,distinct_boxes,model_frame,pairwise_iou,
+from ivgr.boxes import (Frame,as_boxes,box_reward,box_rewards,clip_boxes,convert,distinct_boxes,model_frame,pairwise_iou,
                         paper_box_reward,union_box,valid_boxes)
 
 EPS = 1e-9
@@ -118,3 +118,8 @@ def test_clipped_boxes_are_inside_or_empty(b, w, h):
     assert torch.equal(clip_boxes(c[inside], w, h), c[inside])
     kept = valid_boxes(b, f)
     assert torch.equal(c[kept], as_boxes(b)[kept])  # what was valid is left alone
+
+@given(st.lists(boxes(0), min_size=1, max_size=4), boxes())
+def test_tensors_are_worth_what_lists_are(preds, gt):
+    "Repeats are told in either form"
+    assert torch.equal(box_rewards([torch.tensor(p).reshape(-1, 4) for p in preds], gt, [0]*len(preds)), box_rewards(preds, gt, [0]*len(preds)))
