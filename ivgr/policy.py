@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'SPECIAL', 'PIECES', 'TINY_PROMPTS', 'CHAT', 'read_reader', 'quantisation', 'is_quantised',
-           'keep_trainable', 'load_policy', 'save_reader', 'save_policy', 'load_weights', 'tiny_tokenizer',
-           'tiny_policy']
+           'keep_trainable', 'find_adapter', 'load_policy', 'save_reader', 'save_policy', 'load_weights',
+           'tiny_tokenizer', 'tiny_policy']
 
 # %% ../nbs/09_policy.ipynb #18cc45aa
 import json,logging,re,warnings
@@ -124,6 +124,13 @@ def _load_adapter(policy, source):
         raise InputError(f"the adapter {source!r} does not fit its base ({str(e)[:300]})") from None
 
 # %% ../nbs/09_policy.ipynb #9fd25121
+def find_adapter(
+    source:str|Path # A directory, or a hub name
+)->str|None:        # Its `adapter_config.json`; None: it is no adapter
+    "Where the settings of an adapter are"
+    try: return find_adapter_config_file(str(source))
+    except OSError: return None  # no such directory, and no name that a hub could have
+
 def load_policy(
     name_or_path:str|Path=SHIPPED, # A directory, a hub name, or `tiny` for the policy inside the package; of a model or of an adapter
     dtype:torch.dtype|None=None,   # Of the weights; default float32 on a CPU, bfloat16 on a GPU
@@ -138,8 +145,7 @@ def load_policy(
     source = str(files("ivgr")/"assets"/"tiny") if str(name_or_path)==SHIPPED else str(name_or_path)
     device = device or (f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-    try: adapter = find_adapter_config_file(source)
-    except OSError: adapter = None  # no such directory, and no name that a hub could have
+    adapter = find_adapter(source)
     if Path(source).is_dir() and not adapter and not (Path(source)/"config.json").exists():
         raise InputError(f"{source!r} holds no policy (no config.json in it, no adapter_config.json): give a directory that `ivgr train` or "
                          "`ivgr sft` wrote, a checkpoint of it, or a model's name")

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LoraSettings', 'lora_targets', 'add_lora', 'check_trainable', 'setting', 'PolicyConfig', 'own_settings', 'load_base',
-           'make_trainable', 'shard_base', 'evenly', 'merge', 'open_repo', 'push_policy']
+           'make_trainable', 'stay_whole', 'add_up', 'shard_base', 'evenly', 'merge', 'open_repo', 'push_policy']
 
 # %% ../nbs/11_qlora.ipynb #0756b949
 import inspect,shutil
 from collections.abc import Iterator,Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass,field,replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,11 +24,11 @@ from peft import LoraConfig,PeftModel,get_peft_model,get_peft_model_state_dict,s
 from torch import distributed,nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule,fully_shard
-from transformers import TrainingArguments
+from transformers import Trainer,TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import InputError,Rollout,Stream
-from .policy import is_quantised,load_policy,save_policy
+from .policy import find_adapter,is_quantised,load_policy,save_policy
 from .tree import Policy,Query,backbone,token_logps
 
 # %% ../nbs/11_qlora.ipynb #4ed9ee4c
@@ -99,7 +100,7 @@ class PolicyConfig(TrainingArguments):
     policy:str = setting("tiny", "Policy to start from: a directory, a hub name, or `tiny` for the one that ships")
     max_pixels:int|None = setting(None, "Shrink larger images to this many pixels; default as the policy has it (the paper: 3211264)")
     dtype:str|None = setting(None, "Of weights that are not quantised: float32, or bfloat16, in which small steps of a full fine-tune are lost; "
-                             "default bfloat16 on a GPU, float32 elsewhere")
+                             "default float32 where all weights learn, else bfloat16 on a GPU")
     quantise:int|None = setting(None, "Hold the language model in 4 or 8 bits, which needs lora_rank; default in full")
     lora_rank:int = setting(0, "Train an adapter of this rank beside frozen weights; 0: train all weights, or the adapter that the policy has")
     lora_alpha:float = setting(32., "Scale of the adapter, divided by its rank")
@@ -109,7 +110,7 @@ class PolicyConfig(TrainingArguments):
     lora_merger:bool = setting(False, "Adapt what joins patches into visual tokens too")
     rslora:bool = setting(False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
     dora:bool = setting(False, "Adapt length and direction of weights apart (DoRA); slower")
-    attn_implementation:str = setting("sdpa", "How attention is computed: sdpa or eager")
+    attn_implementation:str = setting("tree", "How attention is computed: tree, flex (on a GPU), sdpa or eager")
     push_to_hub:bool = setting(False, "Push the trained policy and its card to the hub, as hub_model_id; a run's logs, replies and checkpoints stay here")
     hub_model_id:str|None = setting(None, "Where to push to, USER/NAME; the token is that of `hf auth login`, or HF_TOKEN")
     hub_private_repo:bool = setting(True, "What push_to_hub makes is private")
@@ -127,6 +128,7 @@ class PolicyConfig(TrainingArguments):
             if getattr(self, name)!=can:
                 raise InputError(f"{name}={getattr(self, name)!r}: a policy is pushed once, when it is trained, to the main branch; leave {name} out")
         super().__post_init__()
+        if self.n_gpu>1: self._n_gpu = 1  # without `accelerate launch`, one process uses one card
         if self.quantise not in (None, 4, 8): raise InputError(f"quantise={self.quantise!r}: choose 4 or 8 bits, or leave it out")
         if self.dtype not in (None, "float32", "bfloat16"): raise InputError(f"dtype={self.dtype!r}: choose float32 or bfloat16, or leave it out")
         self.lora  # refuses what is out of range
@@ -142,7 +144,8 @@ def load_base(
     args:PolicyConfig, # Which policy, and how it is loaded
 )->Policy:
     "Load the policy that a run starts from"
-    dtype = getattr(torch, args.dtype) if args.dtype else None
+    full = not (args.lora_rank or args.quantise or find_adapter(args.policy))  # all weights learn
+    dtype = getattr(torch, args.dtype or "float32") if args.dtype or full else None
     return load_policy(args.policy, dtype, str(args.device), args.attn_implementation, args.max_pixels, args.quantise)
 
 def make_trainable(
@@ -154,6 +157,33 @@ def make_trainable(
     policy = add_lora(policy, args.lora, args.seed) if args.lora else policy
     check_trainable(policy, beta)
     return policy
+
+# %% ../nbs/11_qlora.ipynb #69ab395c
+def stay_whole(
+    trainer:Trainer, # In every process
+)->None:
+    "Leave a trainer's model unwrapped: `add_up` does what is needed"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise InputError("what learns is never split between cards (FSDP and DeepSpeed of accelerate): for a policy that is too large for a card "
+                         "set quantise and lora_rank; reinforcement learning has shard_base, too, which splits the frozen weights, see "
+                         "configs/accelerate/fsdp_qlora.yaml")
+    trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
+
+def add_up(
+    model:nn.Module,   # With gradients
+    loss:torch.Tensor, # This process's share
+)->torch.Tensor:       # The whole
+    "Add up the gradients of all processes, and their losses"
+    if not distributed.is_initialized() or distributed.get_world_size()==1: return loss
+    learns = [p for p in model.parameters() if p.requires_grad]
+    some = torch.tensor([p.grad is not None for p in learns], dtype=torch.int, device=loss.device)
+    distributed.all_reduce(some, distributed.ReduceOp.MAX)
+    for p,used in zip(learns, some.tolist()):  # what no process has used stays without a gradient, as in a single process
+        if not used: continue
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        distributed.all_reduce(p.grad)
+    distributed.all_reduce(loss)
+    return loss
 
 # %% ../nbs/11_qlora.ipynb #7d542c07
 def shard_base(

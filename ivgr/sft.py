@@ -20,6 +20,7 @@ from typing import Any,NamedTuple
 from zipfile import BadZipFile,ZipFile
 
 import torch
+from accelerate.utils import gather_object
 from fastcore.basics import patch
 from peft import PeftModel
 from PIL import Image
@@ -36,7 +37,7 @@ from .data import (COLOURS,COLUMNS,ROWS,NeedleConfig,Samples,Tile,_image_key,_im
                        locate,make_scene,needle_scene,region,render,reply,rows_by_image)
 from .policy import load_policy,load_weights,save_policy,save_reader,tiny_policy
 from .prompts import Prompts,messages,move_boxes,parse
-from .qlora import PolicyConfig,load_base,make_trainable,own_settings,setting
+from .qlora import PolicyConfig,add_up,load_base,make_trainable,own_settings,setting,stay_whole
 from .tree import Policy,Query,Tree,backbone,leaf_logps,packs,read_prompts
 
 # %% ../nbs/12_sft.ipynb #28268fd5
@@ -583,6 +584,7 @@ class ColdStartTrainer(Trainer):
     ):
         self.policy,self.largest,self._begun,self._stats = policy,largest,0,{}
         super().__init__(model=policy.model, args=args, train_dataset=traces, data_collator=list, **kwargs)
+        stay_whole(self)
     def training_step(self, model, inputs, num_items_in_batch=None):
         "Forward and backward of a step, in as many parts as it takes"
         self.model.train()
@@ -590,17 +592,18 @@ class ColdStartTrainer(Trainer):
         self._begun += 1
         loss,stats = self.learn(inputs, self.pointing)
         for k,v in stats.items(): self._stats[k] = self._stats.get(k, 0)+v
-        return loss
-    def learn(self, items, beside=None): # Lists of traces, one for each prompt; a function that gives a loss
-        "Leave the gradient of the mean over all replies' tokens; the loss that `beside` gives is added once"
+        return add_up(self.model, loss)
+    def learn(self, items, beside=None): # This process's lists of traces, one for each prompt; a function that gives a loss
+        "Leave this process's share of the gradient of the mean over all replies' tokens; the loss that `beside` gives is added once"
         budget = self.args.tokens_per_forward
         packets = [p for traces in items for p in trace_packets(self.policy, traces, budget)]
-        n = sum(len(leaf) for p in packets for leaf in p.tree.tokens[-len(p.traces):])
-        total,stats = 0.,{"tokens/fed":sum(len(p.tree) for p in packets), "tokens/learned":n}
+        mine = sum(len(leaf) for p in packets for leaf in p.tree.tokens[-len(p.traces):])
+        n,stats = sum(gather_object([mine])),{"tokens/fed":sum(len(p.tree) for p in packets), "tokens/learned":mine}
+        total = torch.zeros((), device=self.policy.device)
         for part in forwards([(1, len(p.tree)) for p in packets], budget):
             with self.accelerator.autocast():  # `Trainer` puts it around a model's own forward, and we call the layers inside
                 loss,by = trace_loss(self.policy, [packets[i] for i in part], n)
-                if beside: loss,beside = loss+beside(),None
+                if beside: loss,beside = loss+beside()/self.args.world_size,None
             self.accelerator.backward(loss)
             total = total+loss.detach()
             for stream,(s,k) in by.items():
@@ -624,14 +627,15 @@ class ColdStartTrainer(Trainer):
         self.model.zero_grad()
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            stats,self._stats = self._stats,{}
+            stats,everyones,self._stats = {},gather_object([self._stats]),{}
+            for one in everyones: stats |= {k:stats.get(k, 0)+v for k,v in one.items()}
             for s in Stream:
                 if n := stats.pop(f"{s}/tokens", 0): logs = logs|{f"{s}/loss":round(stats.pop(f"{s}/loss")/n, 6)}
             logs |= stats
         super().log(logs, start_time)
     def floating_point_ops(self, inputs): return 0
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if isinstance(self.policy.model, PeftModel) or self.is_fsdp_enabled: super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.policy.model, PeftModel): super()._load_from_checkpoint(resume_from_checkpoint, model)
         else: load_weights(self.policy.model, resume_from_checkpoint)
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -644,10 +648,10 @@ class SftLog(TrainerCallback):
         self.progress,self.bar = progress,None
     def on_train_begin(self, args, state, control, **kwargs):
         known = [h for h in state.log_history if "loss" in h]
-        write_atomic(Path(args.output_dir)/"metrics.jsonl", "".join(json.dumps(h)+"\n" for h in known))
+        if state.is_world_process_zero: write_atomic(Path(args.output_dir)/"metrics.jsonl", "".join(json.dumps(h)+"\n" for h in known))
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", disable=None if self.progress else True)
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs: return
+        if "loss" not in logs or not state.is_world_process_zero: return
         with open(Path(args.output_dir)/"metrics.jsonl", "a") as f: f.write(json.dumps(logs|{"step":state.global_step})+"\n")
         shown = {k:f"{logs[k]:.3f}" for k in ("loss", *(f"{s}/loss" for s in Stream)) if k in logs}
         if not self.bar.disable: self.bar.set_postfix(shown)
@@ -723,10 +727,12 @@ def warm_up(
     if args.choose_steps: stages.append(("chosen", learn_to_choose, args.choose_steps))
     for name,learn,steps in stages:
         kept = Path(args.output_dir)/name
-        if resume and (kept/"prompts.json").exists(): policy = load_policy(kept, torch.float32, "cpu")  # this file is written last
-        else:
-            learn(policy, steps, seed=args.seed, progress=progress)
-            save_policy(policy, kept)
+        with args.main_process_first(local=False):  # the others take what it has learned
+            if (resume or args.process_index) and (kept/"prompts.json").exists():  # this file is written last
+                policy = load_policy(kept, policy.model.dtype, str(policy.device), policy.config.get_text_config()._attn_implementation)
+            else:
+                learn(policy, steps, seed=args.seed, progress=progress)
+                save_policy(policy, kept)
     return policy
 
 # %% ../nbs/12_sft.ipynb #5c065760
@@ -736,7 +742,7 @@ def cold_start(
     progress:bool=True,   # Show progress bars
 )->Policy:                # Also saved in `output_dir`
     "Everything that `ivgr sft` does"
-    traces = Traces(open_data(args.data, frame=args.box_frame), args.textual_share, args.seed)
+    traces,progress = Traces(open_data(args.data, frame=args.box_frame), args.textual_share, args.seed),progress and args.process_index==0
     checkpoint = claim_output(args, resume)
     policy = tiny_policy(args.seed) if args.policy=="blank" else load_base(args)
     if args.prompts: policy = replace(policy, prompts=Prompts.load(args.prompts))

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs,gather_object
 from fastcore.basics import patch
 from peft import PeftModel
-from torch import distributed
 from torch.utils.data import DataLoader,IterableDataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback,Trainer,TrainerCallback
@@ -32,7 +31,7 @@ from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_weights,save_reader
 from .policy_judge import JUDGES,frozen_base,make_judge
-from .qlora import PolicyConfig,evenly,load_base,make_trainable,setting,shard_base
+from .qlora import PolicyConfig,add_up,evenly,load_base,make_trainable,setting,shard_base,stay_whole
 from .rewards import read_rules,warn_unmatched
 from .sampler import QuerySampler,make_groups,sample_rollouts
 from .server import RolloutConfig,RolloutServer
@@ -190,9 +189,7 @@ class DualStreamTrainer(Trainer):
         self.reference = None if not args.beta or adapter else copy.deepcopy(policy.model).eval().requires_grad_(False)
         self._rollouts,self._stats = None,{}  # of the numbers for the log: sum and weight
         super().__init__(model=policy.model, args=args, data_collator=list, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise InputError("what learns is never split between cards (FSDP and DeepSpeed of accelerate): for a policy that is too large for a card "
-                             "set quantise and lora_rank, and shard_base, which splits the frozen weights; see configs/accelerate/fsdp_qlora.yaml")
+        stay_whole(self)
         if args.shard_base:
             for wrong,why in ((not adapter, "only frozen weights are split between processes: set lora_rank"),
                               (args.quantise==8, "weights in 8 bits are tied to scales that are not split with them: set quantise=4"),
@@ -202,7 +199,6 @@ class DualStreamTrainer(Trainer):
                               (args.world_size==1, "there is one process, so nothing to split: start several with accelerate launch")):
                 if wrong: raise InputError(f"shard_base=True: {why}")
             shard_base(policy)
-        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)  # not wrapped: `add_up` does what is needed
     def get_train_dataloader(self): return DataLoader(_Batches(self), batch_size=None)
     def floating_point_ops(self, inputs): return 0
     def _save(self, output_dir=None, state_dict=None):
@@ -292,7 +288,7 @@ def sample(self:DualStreamTrainer,
     a = self.args
     key = (a.seed, "rollouts", batch)+((a.process_index,) if a.process_index else ())
     generator = torch.Generator(self.policy.device).manual_seed(rng_for(*key).getrandbits(63))
-    with self.accelerator.autocast():
+    with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):  # what is recorded on a GPU must not depend on a cache
         return self.sampler(self.policy, queries, a.n_rollouts, a.max_new_tokens, a.temperature, a.top_p, generator, a.share_prefix)
 
 @patch
@@ -348,23 +344,6 @@ def update_loss(self:DualStreamTrainer,
         self.note({f"{stream}/{k}":v for k,v in stats.items() if k!="tokens"}, int(stats["tokens"]))
     return loss
 
-# %% ../nbs/16_trainer.ipynb #5f60e117
-@patch
-def add_up(self:DualStreamTrainer,
-    loss:torch.Tensor, # This process's share
-)->torch.Tensor:       # The whole
-    "Add up the gradients of all processes, and their losses"
-    if self.args.world_size==1: return loss
-    learns = [p for p in self.model.parameters() if p.requires_grad]
-    some = torch.tensor([p.grad is not None for p in learns], dtype=torch.int, device=loss.device)
-    distributed.all_reduce(some, distributed.ReduceOp.MAX)
-    for p,used in zip(learns, some.tolist()):  # what no process has used stays without a gradient, as in a single process
-        if not used: continue
-        if p.grad is None: p.grad = torch.zeros_like(p)
-        distributed.all_reduce(p.grad)
-    distributed.all_reduce(loss)
-    return loss
-
 # %% ../nbs/16_trainer.ipynb #9dfa97da
 @patch
 @contextmanager
@@ -403,7 +382,7 @@ def _step(self:DualStreamTrainer, samples):
         loss = self.update_loss(*zip(*(alive[i] for i in chosen)), n_tokens)
         self.accelerator.backward(loss)
         total += loss.detach()
-    total = self.add_up(total)
+    total = add_up(self.model, total)
     self.note({"time/update":time.perf_counter()-start, "tokens/scored":n_tokens, "tokens/shared":shared, "tokens/plain":plain})
     return total
 

@@ -15,7 +15,7 @@ from ivgr.tree import encode
 
 from forked import both
 from rollout_server import RolloutFake
-from two_processes import OneByOne,Uneven,run
+from two_processes import OneByOne,Uneven,fit,run
 from two_with_server import SETTINGS
 
 HERE = Path(__file__).parent
@@ -39,8 +39,23 @@ def ran(tmp_path_factory):
     torch.set_num_threads(1)
     run(OneByOne, out/"data", out/"one"/"even", 8, updates_per_rollout=2)
     run(Uneven, out/"data", out/"one"/"uneven", 4, max_steps=2)
+    for policy in ("tiny", "blank"): fit(out/"data", out/"one"/f"sft-{policy}", 6, policy)
     said,_ = process.communicate(timeout=240)
     return out,process.returncode,said
+
+@pytest.mark.parametrize("name", ["sft-tiny", "sft-blank"])
+def test_the_same_fine_tune(ran, name):
+    "Weights and log of a cold start are those of a single process with the same batches; a warm-up is learned once, and taken over"
+    out,_,said = ran
+    one = torch.load(out/"one"/f"{name}-0.pt")
+    for rank in (0, 1):
+        assert (out/"two"/f"{name}-{rank}.pt").exists(), said
+        for k,w in torch.load(out/"two"/f"{name}-{rank}.pt").items(): torch.testing.assert_close(w, one[k], rtol=0, atol=1e-5)
+    a,b = (lines(out/n/name/"metrics.jsonl") for n in ("one", "two"))
+    assert len(a)==len(b)==2
+    for x,y in zip(a, b):
+        assert x.keys()==y.keys()
+        for k in x: assert y[k]==pytest.approx(x[k], abs=2e-5, rel=1e-4), k
 
 @pytest.mark.parametrize("name", ["even", "uneven"])
 def test_the_same_update(ran, name):

@@ -10,6 +10,7 @@ from ivgr.core import InputError,rng_for
 from ivgr.data import Samples
 from ivgr.policy import load_policy
 from ivgr.sampler import sample_rollouts
+from ivgr.sft import ColdStartConfig,cold_start
 from ivgr.trainer import DualStreamConfig,DualStreamTrainer,RunFiles
 
 class OneByOne(DualStreamTrainer):
@@ -42,6 +43,12 @@ def run(cls, data, out, batch, resume=None, **settings):
     trainer.train(resume_from_checkpoint=resume)
     torch.save(dict(weights=trainer.model.state_dict(), archive=trainer.archive.state_dict()), f"{out}-{args.process_index}.pt")
 
+def fit(data, out, batch, policy):
+    "Fine-tune on traces, and keep what the test compares"
+    args = ColdStartConfig(policy=policy, data=str(data), output_dir=str(out), use_cpu=True, per_device_train_batch_size=batch, max_steps=2, save_steps=2, logging_steps=1,
+                           optim="sgd", learning_rate=.3, warmup_steps=0, see_steps=2, point_steps=2, point_scenes=4)
+    torch.save(cold_start(args, progress=False).model.state_dict(), f"{out}-{args.process_index}.pt")
+
 def failing(sample):
     def fail(self, queries, batch):
         if self.args.process_index==1 and batch==1: raise InputError("the second process could not go on")
@@ -54,6 +61,7 @@ if __name__=="__main__":
     run(OneByOne, data, Path(out)/"even", 4, updates_per_rollout=2)
     run(OneByOne, data, Path(out)/"resumed", 4, f"{out}/even/checkpoint-2", updates_per_rollout=2)
     run(Uneven, data, Path(out)/"uneven", 2, max_steps=2)
+    for policy in ("tiny", "blank"): fit(data, Path(out)/f"sft-{policy}", 3, policy)
     DualStreamTrainer.sample = failing(DualStreamTrainer.sample)
     sys.exit(main(["train", "--data", data, "--output_dir", f"{out}/failed", "--use_cpu", "true", "--max_steps", "3", "--n_rollouts", "2",
                    "--max_new_tokens", "30", "--per_device_train_batch_size", "1"]))
