@@ -6,7 +6,7 @@
 __all__ = ['QuerySampler', 'choose', 'Roomy', 'Recorded', 'sample_rollouts', 'make_groups']
 
 # %% ../nbs/10_sampler.ipynb #dc10dd1a
-import warnings
+import gc,warnings
 from collections.abc import Callable,Sequence
 
 import torch
@@ -134,6 +134,7 @@ class Recorded:
         inputs = tokens,position,visible,torch.full((), start, device=tokens.device)
         if tokens.shape[1]!=self.rows:
             self.rows,self.run = tokens.shape[1],self._at
+            gc.collect()  # a recording refers to itself, and keeps its memory until it is found
             try: self.run = self.record(self._at, tuple(x.clone() for x in inputs))
             except RuntimeError as e:
                 if isinstance(e, torch.OutOfMemoryError): raise
@@ -141,7 +142,8 @@ class Recorded:
         return self.run(*inputs)
 
 def _recorder(model, device): # What records steps; None: nothing does
-    return torch.cuda.make_graphed_callables if device.type=="cuda" and packs(model) else None
+    eight = getattr(model, "is_loaded_in_8bit", False)  # its kernels ask for values in between, which a recording can't
+    return torch.cuda.make_graphed_callables if device.type=="cuda" and packs(model) and not eight else None
 
 @torch.no_grad()
 def _decode(policy, queries, streams, n, max_new_tokens, temperature, top_p, generator):
