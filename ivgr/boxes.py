@@ -97,7 +97,7 @@ def box_rewards(
     n_invalid:Sequence[int],  # Of each reply: further predictions that are no boxes
 )->Tensor:                    # `(G,)`
     "The `box_reward` of each reply to a query, in one go"
-    gt,own = _targets(gt),[_once(as_boxes(p).tolist()) for p in preds]
+    gt,own = _targets(gt),[_once(p if isinstance(p, list) and all(isinstance(b, (list, tuple)) for b in p) else as_boxes(p).tolist()) for p in preds]
     if len(n_invalid)!=len(own): raise InputError(f"{len(own)} replies, and {len(n_invalid)} numbers of unusable boxes")
     for n in n_invalid:
         if not isinstance(n, Integral) or n<0: raise InputError(f"n_invalid={n!r}: the number of unusable boxes is needed, 0 or more")

@@ -230,9 +230,10 @@ def _read_headers(samples, modes, skipped):
     return headers
 
 def _done(path, headers): # Rows by id, of a file that may not exist yet
-    rows,known = {},{h.id for h in headers.values()}
+    rows,known,asked = {},{h.id for h in headers.values()},list(dict.fromkeys(m for h in headers.values() for m in h.modes))
     for r in read_results(path) if path and Path(path).exists() else []:
         if r["id"] not in known: raise InputError(f"{str(path)!r} holds answers to other samples, such as {r['id']!r}: give another file")
+        if r["mode"] not in asked: raise InputError(f"{str(path)!r} holds answers in the mode {r['mode']!r}, asked for are {', '.join(asked)}: give another file")
         rows.setdefault(r["id"], {})[r["mode"], r["reply"]] = r
     if path and rows: write_atomic(path, _jsonl(r for found in rows.values() for r in found.values()))  # without a torn line
     return {k:list(v.values()) for k,v in rows.items()}
@@ -490,7 +491,7 @@ def modes_table(
     modes = list(_by(rows, "mode"))
     def line(name, of):
         found = {m:_accuracy([r for r in of if r["mode"]==m]) for m in modes}
-        v = versus(of, a, b)
+        v = versus(of, a, b) if of is rows or {a, b}<=_by(of, "mode").keys() else None
         last = [f"{v['change']:+.3f}", _range(*v["interval"], "+"), f"{v['gained']} / {v['lost']}", "<0.001" if v["p"]<.001 else _num(v["p"])] if v else [""]*4
         out.append([name, max(s["n"] for s in found.values()), *(_num(found[m]["accuracy"]) for m in modes), *last])
     line("all", rows)
