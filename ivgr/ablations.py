@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TEST_SEED', 'SHIFTED', 'JUDGES', 'REFERENCES', 'PLACES', 'ARMS', 'STUDIES', 'CURVES', 'VERSIONS', 'MADE', 'DONE',
-           'OLD', 'BUSY', 'FAILED', 'TODO', 'REVISITED', 'TOOLS', 'LOOKS', 'COMPARED', 'ANALYSED', 'CLAIMS', 'Setting',
-           'Arm', 'differences', 'studies_of', 'OtherArchive', 'FadingJudge', 'judge_for', 'read_truths', 'fact_shares',
-           'score_shares', 'RecordingTrainer', 'read_curves', 'evaluation_rows', 'scenes_for', 'trainer_for', 'machine',
-           'run', 'code_text', 'code_version', 'run_key', 'read_rows', 'append_rows', 'Job', 'jobs_for', 'states',
-           'states_table', 'seconds_left', 'small', 'run_alone', 'ablate', 'revisit_rows', 'revisit', 't95', 'Estimate',
-           'Measured', 'verdict', 'measured', 'commands_for', 'Comparison', 'tell', 'arms_with', 'conclude',
-           'tuning_table', 'draw_components', 'draw_teachers', 'draw_judges', 'draw_modes', 'draw_bins', 'draw_shares',
-           'draw_omission', 'draw_rollouts', 'draw_map', 'draw_memory', 'draw_tools', 'draw_looks', 'Claim',
-           'claims_table']
+           'OLD', 'BUSY', 'FAILED', 'TODO', 'REVISITED', 'TOOLS', 'LOOKS', 'SHARED', 'KINDS', 'COMPARED', 'ANALYSED',
+           'CLAIMS', 'Setting', 'Arm', 'differences', 'studies_of', 'OtherArchive', 'FadingJudge', 'judge_for',
+           'read_truths', 'fact_shares', 'score_shares', 'RecordingTrainer', 'read_curves', 'evaluation_rows',
+           'scenes_for', 'trainer_for', 'machine', 'run', 'code_text', 'code_version', 'run_key', 'read_rows',
+           'append_rows', 'Job', 'jobs_for', 'states', 'states_table', 'seconds_left', 'small', 'run_alone', 'ablate',
+           'revisit_rows', 'revisit', 't95', 'Estimate', 'Measured', 'verdict', 'measured', 'commands_for',
+           'Comparison', 'tell', 'shared_seeds', 'arms_with', 'conclude', 'tuning_table', 'draw_components',
+           'draw_kinds', 'draw_teachers', 'draw_judges', 'draw_modes', 'draw_bins', 'draw_shares', 'draw_omission',
+           'draw_rollouts', 'draw_map', 'draw_memory', 'draw_tools', 'draw_looks', 'Claim', 'claims_table']
 
 # %% ../nbs/20_ablations.ipynb #e814c0a0
 import ast,base64,hashlib,json,math,os,platform,shutil,subprocess,sys,time
@@ -347,7 +347,7 @@ def machine()->dict: # Processor, cores, threads, and where the policy runs
     except OSError: lines = []
     cpu = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor() or platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu)
+    return dict(cpu=cpu, instructions=torch.backends.cpu.get_cpu_capability(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu)
 
 VERSIONS = ("torch", "transformers", "numpy", "ivgr")
 
@@ -587,6 +587,8 @@ def ablate(
         left = seconds_left(todo, at_work, rows, workers)
         say(f"{states_table(states(jobs, rows, at_work, failed))}\n{what}; {len(todo)+len(running)} to go"+
             (f", about {left/3600:.1f} h" if left and left>=3600 else f", about {left/60:.0f} min" if left else "")+"\n")
+    if others := {r["code"] for r in rows}-{code_version()}:
+        say(f"{str(results)!r} has rows of other code ({', '.join(sorted(others))}), with which new ones can't be compared: run whole studies, or give another directory for results")
     report(f"{len(jobs)-len(todo)} of {len(jobs)} runs are there")
     try:
         while todo or running:
@@ -706,7 +708,7 @@ def measured(
     arm:str,              # Its name
     split:str="test",     # `test`, `shifted`, `train`, `tools`, `attention`; or `training`
     mode:str="textual",   # How was asked; of `training`: `first` or `last`
-    what:str="accuracy",  # A number of the row, of what its texts said, or a curve; `share@k`: of layer k; `bins@k`: accuracy in a bin of IoU
+    what:str="accuracy",  # A number of the row, of what its texts said, or a curve; `share@k`: of layer k; `bins@k`, `kinds@k`: accuracy in a bin of IoU, in a kind of question
 )->Measured:
     "A number of every seed"
     what,_,k = what.partition("@")
@@ -716,12 +718,13 @@ def measured(
         if split=="training":
             curve = [v for v in r["curves"].get(what, ()) if v is not None]
             return curve[-1 if mode=="last" else 0] if curve else None
+        if what in ("bins", "kinds"): return part(r)[1]/part(r)[0] if part(r)[0] else None
         v = r[what] if what in r else r.get("said", {}).get(what)
-        if what=="bins": return v[int(k)][1]/v[int(k)][0] if v[int(k)][0] else None
         return v[int(k)] if k else v
+    def part(r): return r["bins"][int(k)] if what=="bins" else r.get("kinds", {}).get(k, (0, 0)) # Questions, and how many were answered rightly
+    def questions(r): return part(r)[0] if what in ("bins", "kinds") else r.get("n")
     found = {seed:v for seed,r in sorted(own.items()) if (v := number(r)) is not None}
-    def questions(r): return r["bins"][int(k)][0] if what=="bins" else r.get("n")
-    return Measured(found, min((questions(own[s]) for s in found), default=None) if split!="training" else None, what in ("accuracy", "bins"))
+    return Measured(found, min((questions(own[s]) for s in found), default=None) if split!="training" else None, what in ("accuracy", "bins", "kinds"))
 
 def commands_for(
     wanted:Sequence[tuple] # What `measured` is asked for: arm, and perhaps split, mode, number
@@ -746,7 +749,7 @@ def tell(
     e = c.of(rows).estimate
     if e is None: return f"{c.name}: not run yet ({commands_for([c.a, c.b])})"
     seeds = f"{e.seeds} seed{'s'*(e.seeds>1)}"
-    if math.isnan(e.low): return f"{c.name}: {e.mean:+.3f} ({seeds}, no interval): undecided"
+    if math.isnan(e.low): return f"{c.name}: {e.mean:+.3f} "+("(the same in all seeds)" if e.seeds>1 else f"({seeds}, no interval): undecided")
     said = {"holds":"higher", "does not hold":"lower"}.get(verdict(e), "undecided")
     return f"{c.name}: {e.mean:+.3f} (95% {e.low:+.3f} to {e.high:+.3f}, {seeds}): {said}"
 
@@ -826,6 +829,14 @@ def _lane_figure(lanes, series, xlabel, path, zero=False, columns=3):
 
 def _splits(rows, arms, splits=("test", "shifted"), mode="textual"): return {split:{a:measured(rows, a, split, mode) for a in arms} for split in splits}
 
+SHARED = range(3) # Seeds that all arms have but those on other scenes
+
+def shared_seeds(
+    rows:Sequence[dict] # From `read_rows`
+)->list[dict]:          # Those of the seeds that all arms have
+    "Rows that can be seen beside each other"
+    return [r for r in rows if r["seed"] in SHARED]
+
 def arms_with(
     rows:Sequence[dict] # From `read_rows`
 )->list[str]:           # Those of the components in any case, and all others on the same scenes that were run
@@ -834,6 +845,8 @@ def arms_with(
     return [a for a in ARMS if a in STUDIES["components"] or a in there and "@" not in a]
 
 # %% ../nbs/20_ablations.ipynb #60e63bcf
+KINDS = {"attribute":"colours, open", "attribute-choice":"colours, with options", "relation":"places, open", "relation-choice":"places, with options"}
+
 def _versus(*arms, first="full"): # `first` against each
     return tuple(Comparison(f"`{first}` minus `{b}`", (first,), (b,)) for b in arms)
 
@@ -844,6 +857,8 @@ def _grown(arm, what, name): return Comparison(f"`{arm}`, {name}, end minus begi
 def _compared(): # Of each figure
     return {
         "components": (*_versus("dual", "batch", "textual-2n", "textual"), *_versus("textual-2n", "textual", first="dual")),
+        "kinds": tuple(Comparison(f"{name}, `full` minus `{b}`", ("full", "test", "textual", f"kinds@{kind}"), (b, "test", "textual", f"kinds@{kind}"))
+                       for kind,name in KINDS.items() for b in ("dual", "textual-2n")),
         "teachers": _versus("tau-0", "tau-0.5", "tau-0.7", "bad-teacher", "random-teacher", "anneal"),
         "judges": (*_versus("wrong-10", "wrong-20", "wrong-40", "policy-judge"), *_versus("doubt-1", "doubt-4", first="doubt-expected")),
         "modes": _modes("start", "textual-2n", "grounded-2n", "dual", "full"),
@@ -896,6 +911,15 @@ def draw_components(
     arms = STUDIES["components"]
     return _lane_figure(arms, _splits(rows, arms, ("test", "shifted", "train")), "accuracy of textual answers", path)
 
+# %% ../nbs/20_ablations.ipynb #08ea5f8c
+def draw_kinds(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Accuracy of textual answers to each kind of question, with parts of the method left out"
+    arms = STUDIES["components"]
+    return _lane_figure(arms, {name:{a:measured(rows, a, what=f"kinds@{kind}") for a in arms} for kind,name in KINDS.items()}, "accuracy of textual answers, test scenes", path, columns=2)
+
 # %% ../nbs/20_ablations.ipynb #c4513f1a
 def draw_teachers(
     rows:Sequence[dict],     # From `read_rows`
@@ -903,7 +927,7 @@ def draw_teachers(
 )->Figure:
     "Accuracy of textual answers, with other references"
     arms = dict.fromkeys((*STUDIES["teacher"], *STUDIES["anneal"]))
-    return _lane_figure(list(arms), _splits(rows, arms), "accuracy of textual answers", path)
+    return _lane_figure(list(arms), _splits(shared_seeds(rows), arms), "accuracy of textual answers", path)
 
 # %% ../nbs/20_ablations.ipynb #30c291fb
 def draw_judges(
@@ -911,7 +935,7 @@ def draw_judges(
     path:str|Path|None=None, # Where to save it
 )->Figure:
     "Accuracy of textual answers, with judges that err or doubt"
-    return _lane_figure(STUDIES["judge"], _splits(rows, STUDIES["judge"]), "accuracy of textual answers", path)
+    return _lane_figure(STUDIES["judge"], _splits(shared_seeds(rows), STUDIES["judge"]), "accuracy of textual answers", path)
 
 # %% ../nbs/20_ablations.ipynb #9a1fed19
 def draw_modes(
@@ -1013,7 +1037,7 @@ def draw_rollouts(
 )->Figure:
     "Accuracy of textual and grounded answers, by the number of rollouts per stream"
     fig,axes = _panels(3)
-    ax,drawn = axes[0,0],{"textual":[], "grounded":[]}
+    rows,ax,drawn = shared_seeds(rows),axes[0,0],{"textual":[], "grounded":[]}
     sizes = {a:ARMS[a].setting.n_rollouts for a in STUDIES["rollouts"]}
     for k,(mode,found) in enumerate(drawn.items()):
         for arm,n in sizes.items():
@@ -1123,10 +1147,12 @@ CLAIMS = (
             ("regions mentioned, textual beside grounded", ("grounded-2n", *_SAYS, "where_mentioned"), ("grounded-2n", *_GROUNDED, "where_mentioned"))),
     _within("Textual answers beat grounded ones even where boxes are good (IoU above 0.7)", "full", ("test", "textual", "bins@4"), ("test", "grounded", "bins@4")),
     _within("Score 1.0 becomes more frequent over training", "full", (*_END, "teacher/1.0"), ("training", "first", "teacher/1.0"),
-            ("facts mentioned, end beside beginning", ("full", *_END, "textual/facts_mentioned"), ("full", "training", "first", "textual/facts_mentioned"))),
+            ("facts mentioned, end beside beginning", ("full", *_END, "textual/facts_mentioned"), ("full", "training", "first", "textual/facts_mentioned")),
+            ("score 1.0 without the consistency reward, end beside beginning", ("dual", *_END, "teacher/1.0"), ("dual", "training", "first", "teacher/1.0"))),
     _within("Score 0.0 becomes rarer over training", "full", ("training", "first", "teacher/0.0"), (*_END, "teacher/0.0"),
             ("facts mentioned, beginning beside end", ("full", "training", "first", "textual/facts_mentioned"), ("full", *_END, "textual/facts_mentioned"))),
-    _within("Score 1.0 becomes more frequent among right answers too", "full", (*_END, "teacher_right/1.0"), ("training", "first", "teacher_right/1.0")),
+    _within("Score 1.0 becomes more frequent among right answers too", "full", (*_END, "teacher_right/1.0"), ("training", "first", "teacher_right/1.0"),
+            ("the same without the consistency reward, end beside beginning", ("dual", *_END, "teacher_right/1.0"), ("dual", "training", "first", "teacher_right/1.0"))),
     Claim("With consistency, the last layer looks at the target more", ("full", LOOKS, "textual", "share@-1"), ("dual", LOOKS, "textual", "share@-1"),
           (("the same in layer 2", ("full", LOOKS, "textual", "share@1"), ("dual", LOOKS, "textual", "share@1")),
            ("the target's share of the image", ("full", LOOKS, "textual", "area"), ("dual", LOOKS, "textual", "area")))),
@@ -1149,11 +1175,16 @@ def _where(arm, split="test", mode="textual", what="accuracy"): # In the table
     more = [split]*(split!="test")+[mode]*(mode!="textual" or split!="test")+[what]*(what!="accuracy")
     return f"`{arm}`"+(f" ({', '.join(more)})" if more else "")
 
+def _elsewhere(rows, a, b): # A difference of accuracy on test scenes, on other scenes and in parts
+    at = {"shifted scenes":("shifted", "textual"), "colours, open":("test", "textual", "kinds@attribute"), "with options":("test", "textual", "kinds@attribute-choice")}
+    found = {name:(measured(rows, a, *where)-measured(rows, b, *where)).estimate for name,where in at.items()}
+    return ["the same on "+", ".join(f"{name} {e.mean:+.3f}" for name,e in found.items() if e)]*any(found.values())
+
 def claims_table(
     rows:Sequence[dict] # From `read_rows`
 )->str:                 # Markdown
     "What holds, what does not, and what is undecided"
-    lines,decided = [],0
+    lines,decided,arms = [],0,[]
     for c in CLAIMS:
         m = measured(rows, *c.a)-measured(rows, *c.b)
         e,tested = m.estimate,f"{_where(*c.a)} minus {_where(*c.b)}"
@@ -1162,11 +1193,16 @@ def claims_table(
             lines.append((c, tested, "not run yet", "", commands_for(missing or [c.a, c.b])))
             continue
         decided += verdict(e)!="undecided"
+        if len(c.a)+len(c.b)==2: arms.append(verdict(e)!="undecided")
         reach = "" if math.isnan(e.low) else f" ({e.low:+.3f} to {e.high:+.3f})"
-        why = [f"{words} {a.mean:.2f} against {b.mean:.2f}" for words,*sides in c.why for a,b in [[measured(rows, *s).estimate for s in sides]] if a and b]
+        why = [] if len(c.a)+len(c.b)>2 else _elsewhere(rows, *c.a, *c.b)
+        for words,*sides in c.why:
+            a,b = (measured(rows, *s).by_seed for s in sides)
+            if both := a.keys()&b.keys(): why.append(f"{words} {fmean(a[s] for s in both):.2f} against {fmean(b[s] for s in both):.2f}")
         lines.append((c, tested, f"{e.mean:+.3f}{reach}", f"{e.seeds} seed{'s'*(e.seeds>1)}"+(f", n = {m.n}" if m.n else ""), f"**{verdict(e)}**"+(": "+"; ".join(why) if why else "")))
     run = sum(l[2]!="not run yet" for l in lines)
     head = f"{run} of {len(CLAIMS)} claims have been tested, {decided} of them are decided at this scale. "
+    if arms: head += f"{len(arms)} of them compare two trainings by the accuracy of textual answers, and {sum(arms)} of these are decided. "
     if run: head += f"At 95%, about {run*.05:.1f} of {run} verdicts would come by chance alone if nothing had any effect. "
     if full := measured(rows, "full").by_seed:
         low,high = wilson(fmean(full.values())*(n := measured(rows, "full").n), n)
