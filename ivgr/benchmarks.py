@@ -272,7 +272,7 @@ def load_benchmark(
     if name not in BENCHMARKS:
         known = [*BENCHMARKS, *NEEDLES]
         near = difflib.get_close_matches(str(name).lower().replace("_", "-"), known, 1, .5)
-        raise InputError(f"there is no benchmark {name!r}"+(f": did you mean {near[0]!r}?" if near else "")+f" Known are {', '.join(known)}")
+        raise InputError(f"there is no benchmark {name!r}"+(f": did you mean {near[0]!r}?" if near else ".")+f" Known are {', '.join(known)}")
     return Questions(name, path)
 
 def benchmark_scores(

@@ -44,7 +44,7 @@ class DualStreamConfig(PolicyConfig):
     "Settings of `ivgr train`, on top of all of `transformers.TrainingArguments`"
     output_dir:str = setting("runs/train", "Where checkpoints, logs and the trained policy go")
     data:str = setting("", "Parquet file, or directory with train.parquet, in the published columns")
-    per_device_train_batch_size:int = setting(16, "Queries of a batch of rollouts, for each process (the paper: 512 in all)")
+    per_device_train_batch_size:int = setting(16, "Queries of a batch of rollouts, for each process (the paper: 282 in all)")
     n_rollouts:int = setting(8, "Rollouts of a query in each stream (the paper: 5)")
     updates_per_rollout:int = setting(1, "Optimizer steps on each batch of rollouts (the paper: 4)")
     tokens_per_forward:int = setting(32768, "Tokens of the language model in one forward and backward, padding included; lower it when memory "
