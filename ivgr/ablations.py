@@ -1202,7 +1202,7 @@ def claims_table(
         lines.append((c, tested, f"{e.mean:+.3f}{reach}", f"{e.seeds} seed{'s'*(e.seeds>1)}"+(f", n = {m.n}" if m.n else ""), f"**{verdict(e)}**"+(": "+"; ".join(why) if why else "")))
     run = sum(l[2]!="not run yet" for l in lines)
     head = f"{run} of {len(CLAIMS)} claims have been tested, {decided} of them are decided at this scale. "
-    if arms: head += f"{len(arms)} of them compare two trainings by the accuracy of textual answers, and {sum(arms)} of these are decided. "
+    if arms: head += f"{len(arms)} of them compare two trainings by the accuracy of textual answers, and {sum(arms)} of these {'is' if sum(arms)==1 else 'are'} decided. "
     if run: head += f"At 95%, about {run*.05:.1f} of {run} verdicts would come by chance alone if nothing had any effect. "
     if full := measured(rows, "full").by_seed:
         low,high = wilson(fmean(full.values())*(n := measured(rows, "full").n), n)
