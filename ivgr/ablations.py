@@ -829,12 +829,12 @@ def _lane_figure(lanes, series, xlabel, path, zero=False, columns=3):
 
 def _splits(rows, arms, splits=("test", "shifted"), mode="textual"): return {split:{a:measured(rows, a, split, mode) for a in arms} for split in splits}
 
-SHARED = range(3) # Seeds that all arms have but those on other scenes
+SHARED = range(3) # Seeds of every arm; some have more
 
 def shared_seeds(
     rows:Sequence[dict] # From `read_rows`
-)->list[dict]:          # Those of the seeds that all arms have
-    "Rows that can be seen beside each other"
+)->list[dict]:          # Those of the seeds that all arms are meant to have
+    "Rows that can be seen side by side"
     return [r for r in rows if r["seed"] in SHARED]
 
 def arms_with(
@@ -845,7 +845,7 @@ def arms_with(
     return [a for a in ARMS if a in STUDIES["components"] or a in there and "@" not in a]
 
 # %% ../nbs/20_ablations.ipynb #60e63bcf
-KINDS = {"attribute":"colours, open", "attribute-choice":"colours, with options", "relation":"places, open", "relation-choice":"places, with options"}
+KINDS = {"attribute":"open colours", "attribute-choice":"colours with options", "relation":"open places", "relation-choice":"places with options"}
 
 def _versus(*arms, first="full"): # `first` against each
     return tuple(Comparison(f"`{first}` minus `{b}`", (first,), (b,)) for b in arms)
@@ -1176,9 +1176,9 @@ def _where(arm, split="test", mode="textual", what="accuracy"): # In the table
     return f"`{arm}`"+(f" ({', '.join(more)})" if more else "")
 
 def _elsewhere(rows, a, b): # A difference of accuracy on test scenes, on other scenes and in parts
-    at = {"shifted scenes":("shifted", "textual"), "colours, open":("test", "textual", "kinds@attribute"), "with options":("test", "textual", "kinds@attribute-choice")}
+    at = {"shifted scenes":("shifted",)}|{name:("test", "textual", f"kinds@{kind}") for kind,name in KINDS.items()}
     found = {name:(measured(rows, a, *where)-measured(rows, b, *where)).estimate for name,where in at.items()}
-    return ["the same on "+", ".join(f"{name} {e.mean:+.3f}" for name,e in found.items() if e)]*any(found.values())
+    return ["effect on "+", ".join(f"{name} {e.mean:+.3f}" for name,e in found.items() if e)]*any(found.values())
 
 def claims_table(
     rows:Sequence[dict] # From `read_rows`

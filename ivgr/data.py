@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SP
 
 # %% ../nbs/03_data.ipynb #811da801
 import hashlib,io,json,math,re,shutil,tarfile,zipfile
+from collections import Counter
 from collections.abc import Callable,Iterable,Sequence
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,replace
@@ -123,7 +124,7 @@ def box_text(
 )->str:                  # e.g. `"<box>[100,200,300,400]</box>"`
     "A box as the grounded stream writes it: thousandths of the image's sides"
     most = 1000//step
-    ends = [round(v/size*most) for v in box]
+    ends = [round(v/size*1000/step) for v in box]
     starts = [min(v, most-1) for v in ends[:2]]
     return "<box>["+",".join(str(v*step) for v in [*starts, *(max(a+1, b) for a,b in zip(starts, ends[2:]))])+"]</box>"
 
@@ -525,11 +526,14 @@ class Samples(Sequence):
         files,self.file = locate(path, split)
         self.table,self.find = load_table(files, REQUIRED),image_finder(files, self.file)
         if "id" not in self.table.column_names: return
-        asked = {}
-        for i,(key,problem) in enumerate(zip(*(self.table.column(name).to_pylist() for name in ("id", "problem")))):
-            if key not in (None, "") and asked.setdefault(str(key), problem)!=problem:
-                raise InputError(f"{str(self.file)!r}, row {i}: another question has the id {key!r} already. Ids tell questions apart: make them "
-                                 "differ, or leave the column out")
+        keys,asked = [str(k) for k in self.table.column("id").to_pylist()],{}
+        often = Counter(keys)
+        for i in (i for i,key in enumerate(keys) if often[key]>1 and key not in ("None", "")):
+            row = self.row(i)
+            question = row["problem"],_image_key(row["images"])
+            if asked.setdefault(keys[i], question)!=question:
+                raise InputError(f"{str(self.file)!r}, row {i}: another question, or another image, has the id {keys[i]!r} already. Ids tell questions "
+                                 "apart: make them differ, or leave the column out")
     @property
     def paired(self)->list[bool]:
         "For each row: trained in both streams?"

@@ -128,7 +128,7 @@ def find_adapter(
     source:str|Path # A directory, or a hub name
 )->str|None:        # Its `adapter_config.json`; None: it is no adapter
     "Where the settings of an adapter are"
-    try: return find_adapter_config_file(str(source))
+    try: return None if str(source)==SHIPPED else find_adapter_config_file(str(source))
     except OSError: return None  # no such directory, and no name that a hub could have
 
 def load_policy(

@@ -205,12 +205,14 @@ def test_images_stay_closed(tmp_path, monkeypatch):
 
 def test_ids_tell_questions_apart(tmp_path):
     "The same question may come twice under one id, another one may not"
-    def samples(*problems):
-        path = tmp_path/f'{len(set(problems))}.parquet'
-        pq.write_table(pa.Table.from_pylist([GOOD|dict(problem=f'<image>\n{p}', query=p, id='scene-0') for p in problems]), path)
+    def samples(*problems, **change):
+        path = tmp_path/f'{len(set(problems))}{len(change)}.parquet'
+        rows = [GOOD|dict(problem=f'<image>\n{p}', query=p, id='scene-0') for p in problems]
+        pq.write_table(pa.Table.from_pylist([*rows[:-1], rows[-1]|change]), path)
         return Samples(path)
     assert len(samples('What?', 'What?'))==2
-    with pytest.raises(InputError, match="row 1: another question has the id 'scene-0'"): samples('What?', 'Where?')
+    with pytest.raises(InputError, match="row 1: another question, or another image, has the id 'scene-0'"): samples('What?', 'Where?')
+    with pytest.raises(InputError, match='row 1: another question, or another image'): samples('What?', 'What?', images=[dict(bytes=PNG+b'0', path=None)])
 
 def test_a_stopped_rewrite_leaves_no_old_table(tmp_path, monkeypatch):
     "Old answers never stand beside new images"
