@@ -29,6 +29,14 @@ def launch(script, *args):
 
 def lines(path): return [{k:v for k,v in json.loads(l).items() if not k.startswith("time/")} for l in path.read_text().splitlines()]
 
+def check_logs(out, name):
+    "Two processes log what one does"
+    a,b = (lines(out/n/name/"metrics.jsonl") for n in ("one", "two"))
+    assert len(a)==len(b)>1
+    for x,y in zip(a, b):
+        assert x.keys()==y.keys()
+        for k in x: assert y[k]==pytest.approx(x[k], abs=2e-5, rel=1e-4), k
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     "Run two processes, and meanwhile the same in one"
@@ -51,11 +59,7 @@ def test_the_same_fine_tune(ran, name):
     for rank in (0, 1):
         assert (out/"two"/f"{name}-{rank}.pt").exists(), said
         for k,w in torch.load(out/"two"/f"{name}-{rank}.pt").items(): torch.testing.assert_close(w, one[k], rtol=0, atol=1e-5)
-    a,b = (lines(out/n/name/"metrics.jsonl") for n in ("one", "two"))
-    assert len(a)==len(b)==2
-    for x,y in zip(a, b):
-        assert x.keys()==y.keys()
-        for k in x: assert y[k]==pytest.approx(x[k], abs=2e-5, rel=1e-4), k
+    check_logs(out, name)
 
 @pytest.mark.parametrize("name", ["even", "uneven"])
 def test_the_same_update(ran, name):
@@ -67,11 +71,7 @@ def test_the_same_update(ran, name):
         two = torch.load(out/"two"/f"{name}-{rank}.pt")
         assert two["archive"]==one["archive"] and one["archive"]["references"]
         for k,w in one["weights"].items(): torch.testing.assert_close(two["weights"][k], w, rtol=0, atol=1e-5)
-    a,b = (lines(out/n/name/"metrics.jsonl") for n in ("one", "two"))
-    assert len(a)==len(b)>1
-    for x,y in zip(a, b):
-        assert x.keys()==y.keys()
-        for k in x: assert y[k]==pytest.approx(x[k], abs=2e-5, rel=1e-4), k
+    check_logs(out, name)
     a,b = ((out/n/name/"completions.jsonl").read_text() for n in ("one", "two"))
     assert a==b and a
 
