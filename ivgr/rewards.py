@@ -63,11 +63,10 @@ _LEAD = re.compile(r"(?:(?:so|thus|hence|therefore)\b,? *)?(?:(?:the|my) )?(?:(?
                    r"\b(?:answer|option|choice)\b(?: is\b)?[ :=]*", re.I)
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _MARK = re.compile(r"(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])(?:[).:,](?=\s|$)|\s+[-–—](?=\s)))\s*")
-_INNER = re.compile(r"(?<!\w)\(([A-Za-z])\)|(?<![\w'’-])([A-HJ-Z])(?![\w'’-])")  # a capital I is mostly a pronoun
+_INNER = re.compile(r"(?<!\w)\([A-Za-z]\)|(?<![\w'’-])[A-HJ-Z](?![\w'’-])")  # a capital I is mostly a pronoun
 _ARTICLE = re.compile(r"(?:^\W*|(?<=[.!?] ))A (?!(?:is|was|or|and|because|since|as|based|looks|seems|appears|matches|fits|shows)\b)(?=[a-z])")  # "A dog", where a sentence begins
-_LETTER = r"(?:\([A-Za-z]\)|(?<![\w'’-])[A-HJ-Z](?![\w'’-]))"
-_DENIED = re.compile(rf"(?i:\b(?:not|never|neither|nor|(?:all|anything|everything) but)|n['’]t)(?: (?:the|option|answer|choice))* {_LETTER}|"
-                     rf"{_LETTER} (?:is|was)(?:n['’]t| not| wrong| incorrect)\b")
+_DENIED = re.compile(rf"(?i:\b(?:not|never|neither|nor|(?:all|anything|everything) but)|n['’]t)(?: (?:the|option|answer|choice))* (?:{_INNER.pattern})|"
+                     rf"(?:{_INNER.pattern}) (?:is|was)(?:n['’]t| not| wrong| incorrect)\b")
 
 def _split(reply):
     "The letter at the head of a reply (or None), the text after it, and both together, all without 'the answer is'"
@@ -92,7 +91,7 @@ def picks(
     if same := _saying(whole, options): return same
     if whole[1:2]==" " and whole[0].upper() in _saying(whole[2:], options): return {whole[0].upper()}
     if _DENIED.search(whole): return set()
-    inner = {(a or b).upper() for a,b in _INNER.findall(_split(_ARTICLE.sub("", reply))[2])}
+    inner = {l.strip("()").upper() for l in _INNER.findall(_split(_ARTICLE.sub("", reply))[2])}
     return {letter}|inner if letter else inner
 
 # %% ../nbs/04_rewards.ipynb #9e5c8684
