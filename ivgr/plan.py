@@ -803,7 +803,7 @@ def setting_of(
                    queries_per_sampling=args.queries_per_sampling, tokens_per_forward=args.tokens_per_forward, shared=args.share_prefix,
                    checkpointing=args.gradient_checkpointing, quantise=args.quantise or 0, lora_rank=args.lora_rank, lora_vision=args.lora_vision,
                    streams=2 if args.streams=="both" else 1, kl=args.beta>0, top_p=args.top_p,
-                   dtype=args.dtype or (dtype or "bfloat16" if args.lora_rank or args.quantise else "float32"),
+                   dtype=args.weights_dtype or dtype or "bfloat16",
                    shards=args.world_size if args.shard_base else 1)
 
 # %% ../nbs/22_plan.ipynb #a885f208

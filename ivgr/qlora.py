@@ -121,6 +121,10 @@ class PolicyConfig(TrainingArguments):
         "The settings of the adapter"
         if not self.lora_rank: return None
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_vision, self.lora_merger, tuple(self.lora_targets), self.rslora, self.dora)
+    @property
+    def weights_dtype(self)->str|None: # None: as the device has it
+        "The type of weights that are not quantised: `dtype`, or float32 where all weights learn"
+        return self.dtype or (None if self.lora_rank or self.quantise or find_adapter(self.policy) else "float32")
     def __post_init__(self):
         if self.push_to_hub and not self.hub_model_id: raise InputError("push_to_hub=True, but where to? Give hub_model_id as USER/NAME")
         if self.hub_token: raise InputError("hub_token: others could read it in the list of processes; set HF_TOKEN, or log in by `hf auth login`")
@@ -144,8 +148,7 @@ def load_base(
     args:PolicyConfig, # Which policy, and how it is loaded
 )->Policy:
     "Load the policy that a run starts from"
-    full = not (args.lora_rank or args.quantise or find_adapter(args.policy))  # all weights learn
-    dtype = getattr(torch, args.dtype or "float32") if args.dtype or full else None
+    dtype = getattr(torch, name) if (name := args.weights_dtype) else None
     return load_policy(args.policy, dtype, str(args.device), args.attn_implementation, args.max_pixels, args.quantise)
 
 def make_trainable(
