@@ -29,13 +29,19 @@ def launch(script, *args):
 
 def lines(path): return [{k:v for k,v in json.loads(l).items() if not k.startswith("time/")} for l in path.read_text().splitlines()]
 
-def check_logs(out, name):
-    "Two processes log what one does"
+def saved(ran, name):
+    "What one process, and each of two, have saved: the same weights, beside the same log"
+    out,_,said = ran
+    for rank in (0, 1): assert (out/"two"/f"{name}-{rank}.pt").exists(), said
+    one,two = torch.load(out/"one"/f"{name}-0.pt"),[torch.load(out/"two"/f"{name}-{rank}.pt") for rank in (0, 1)]
+    for each in two:
+        for k,w in one["weights"].items(): torch.testing.assert_close(each["weights"][k], w, rtol=0, atol=1e-5)
     a,b = (lines(out/n/name/"metrics.jsonl") for n in ("one", "two"))
     assert len(a)==len(b)>1
     for x,y in zip(a, b):
         assert x.keys()==y.keys()
         for k in x: assert y[k]==pytest.approx(x[k], abs=2e-5, rel=1e-4), k
+    return one,two
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
@@ -54,24 +60,13 @@ def ran(tmp_path_factory):
 @pytest.mark.parametrize("name", ["sft-tiny", "sft-blank"])
 def test_the_same_fine_tune(ran, name):
     "Weights and log of a cold start are those of a single process with the same batches; a warm-up is learned once, and taken over"
-    out,_,said = ran
-    one = torch.load(out/"one"/f"{name}-0.pt")
-    for rank in (0, 1):
-        assert (out/"two"/f"{name}-{rank}.pt").exists(), said
-        for k,w in torch.load(out/"two"/f"{name}-{rank}.pt").items(): torch.testing.assert_close(w, one[k], rtol=0, atol=1e-5)
-    check_logs(out, name)
+    saved(ran, name)
 
 @pytest.mark.parametrize("name", ["even", "uneven"])
 def test_the_same_update(ran, name):
     "Weights, archive, log and completions are those of a single process with the same groups"
-    out,_,said = ran
-    one = torch.load(out/"one"/f"{name}-0.pt")
-    for rank in (0, 1):
-        assert (out/"two"/f"{name}-{rank}.pt").exists(), said
-        two = torch.load(out/"two"/f"{name}-{rank}.pt")
-        assert two["archive"]==one["archive"] and one["archive"]["references"]
-        for k,w in one["weights"].items(): torch.testing.assert_close(two["weights"][k], w, rtol=0, atol=1e-5)
-    check_logs(out, name)
+    out,(one,two) = ran[0],saved(ran, name)
+    assert all(each["archive"]==one["archive"] for each in two) and one["archive"]["references"]
     a,b = ((out/n/name/"completions.jsonl").read_text() for n in ("one", "two"))
     assert a==b and a
 

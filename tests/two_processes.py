@@ -47,7 +47,7 @@ def fit(data, out, batch, policy):
     "Fine-tune on traces, and keep what the test compares"
     args = ColdStartConfig(policy=policy, data=str(data), output_dir=str(out), use_cpu=True, per_device_train_batch_size=batch, max_steps=2, save_steps=2, logging_steps=1,
                            optim="sgd", learning_rate=.3, warmup_steps=0, see_steps=2, point_steps=2, point_scenes=4)
-    torch.save(cold_start(args, progress=False).model.state_dict(), f"{out}-{args.process_index}.pt")
+    torch.save(dict(weights=cold_start(args, progress=False).model.state_dict()), f"{out}-{args.process_index}.pt")
 
 def failing(sample):
     def fail(self, queries, batch):
