@@ -39,6 +39,7 @@ from .judge import (SCORES,DoubtfulJudge,Facts,Judge,NoisyJudge,Pair,RubricJudge
 from .policy import load_policy
 from .policy_judge import PolicyJudge
 from .prompts import parse
+from .sft import claim_output,whole_checkpoints
 from .trainer import DualStreamConfig,DualStreamTrainer,RunFiles
 
 # %% ../nbs/20_ablations.ipynb #476ee6be
@@ -161,20 +162,17 @@ class OtherArchive(Archive):
         seed:int=0,     # Of chance
     ):
         super().__init__()
-        self.rule,self.seed,self._rank = rule,seed,{}
-    def update(self,
-        group:Group, # Its grounded rollouts have their reward parts
-        step:int     # Now
-    )->bool:         # True: the query has a new reference
-        "Look at a group's grounded rollouts"
-        key,news = group.sample.id,False
-        for i,r in enumerate(group.of(Stream.GROUNDED)):
-            p = r.reward.parts
-            if p["format"]!=1 or p["accuracy"]!=1 or self.rule=="bad" and p["box"]>=.1: continue
-            rank = -p["box"] if self.rule=="bad" else rng_for(self.seed, "reference", key, step, i).random()
-            if rank>self._rank.get(key, -2):
-                self._rank[key],self._best[key],news = rank,Reference.of(group, r, step),True
-        return news
+        self.rule,self.seed = rule,seed
+    def qualifies(self,
+        box_reward:float # Of a grounded rollout with a right answer
+    )->bool:
+        "May it be a reference at all?"
+        return self.rule=="random" or box_reward<.1
+    def rank(self,
+        ref:Reference    # That qualifies
+    )->float:
+        "Which is kept"
+        return -ref.box_reward if self.rule=="bad" else rng_for(self.seed, "reference", ref.sample_id, ref.step, ref.text).random()
 
 # %% ../nbs/20_ablations.ipynb #92d6f5a0
 class FadingJudge:
@@ -193,7 +191,7 @@ class FadingJudge:
 def judge_for(
     setting:Setting,          # Of an arm
     seed:int,                 # Of chance, where the judge has any
-    share:Callable[[], float],# What the consistency reward counts now, where it fades
+    step:Callable[[], int],   # Of the training, now: chance and what fades depend on it
 )->Judge|None:                # None: no consistency reward
     "The judge of an arm"
     if setting.judge=="none": return None
@@ -204,8 +202,10 @@ def judge_for(
         judge = PolicyJudge(policy, batch_size=64, min_mass=0.)
     else: judge = RubricJudge(JUDGES[setting.judge])
     if setting.wrong: judge = NoisyJudge(judge, setting.wrong, seed)
-    if setting.doubt: judge = DoubtfulJudge(judge, setting.doubt, setting.samples, seed)
-    return FadingJudge(judge, share) if setting.anneal else judge
+    if setting.doubt:
+        sure = judge
+        def judge(pairs): return DoubtfulJudge(sure, setting.doubt, setting.samples, seed*setting.steps+step())(pairs)
+    return FadingJudge(judge, lambda: 1-step()/setting.steps) if setting.anneal else judge
 
 # %% ../nbs/20_ablations.ipynb #2955e437
 def read_truths(
@@ -332,10 +332,9 @@ def trainer_for(
     "The trainer of an arm"
     s,samples = setting,scenes_for(setting, "train", seed, out)
     args = DualStreamConfig(output_dir=str(folder), max_steps=s.steps, per_device_train_batch_size=s.queries, n_rollouts=s.n_rollouts,
-                            learning_rate=s.learning_rate, tau=s.tau, keep_references=s.reference!="batch", seed=seed, save_strategy="no", disable_tqdm=True,
+                            learning_rate=s.learning_rate, tau=s.tau, keep_references=s.reference!="batch", seed=seed, save_steps=max(1, s.steps//10), save_total_limit=1, disable_tqdm=True,
                             streams=s.streams[0] if len(s.streams)==1 else "both")
-    def share(): return 1-trainer.state.global_step/s.steps
-    trainer = RecordingTrainer(load_policy(s.policy), args, samples, judge_for(s, seed, share), read_truths(samples))
+    trainer = RecordingTrainer(load_policy(s.policy), args, samples, judge_for(s, seed, lambda: trainer.state.global_step), read_truths(samples))
     if s.reference in ("random", "bad"): trainer.archive = OtherArchive(s.reference, seed)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunFiles(progress=False))
@@ -354,15 +353,16 @@ VERSIONS = ("torch", "transformers", "numpy", "ivgr")
 def run(
     arm:Arm,          # What to train
     seed:int,         # Scenes, order, sampling
-    folder:str|Path,  # Of the run; what an interrupted run has left there is deleted
+    folder:str|Path,  # Of the run; one that was interrupted goes on from its last checkpoint
     out:str|Path,     # Where data is kept
 )->list[dict]:        # A row for each evaluation, and one for the training
     "Train one arm with one seed, and evaluate what came out"
     s,folder = arm.setting,Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    resumed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     common = dict(arm=arm.name, studies=studies_of(arm.name), seed=seed, key=run_key(s, seed), code=code_version(), setting=differences(s),
                   versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())
+    if resumed: common["resumed"] = True  # then the seconds are those since
     rows = []
     def timed(split, start, **values):
         took = dict(seconds=round(time.perf_counter()-start[0], 1), cpu_seconds=round(time.process_time()-start[1], 1))
@@ -371,7 +371,8 @@ def run(
     start = now()
     if s.steps:
         trainer = trainer_for(s, seed, folder, out)
-        trainer.train()
+        checkpoint = claim_output(trainer.args, resume=True)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
         policy = trainer.policy
         policy.model.eval()
@@ -525,7 +526,7 @@ def seconds_left(
     "About how long it will take"
     here,spent,work = machine(),{},0
     for r in rows:
-        if r["machine"]==here and r["split"] not in (TOOLS, LOOKS): spent.setdefault(r["key"], []).append(r)
+        if r["machine"]==here and "resumed" not in r and r["split"] not in (TOOLS, LOOKS): spent.setdefault(r["key"], []).append(r)
     seconds = 0.
     for rs in spent.values():
         evaluations = {r["split"]:r for r in rs if r["split"]!="training"}   # both modes of a split are one evaluation
@@ -558,6 +559,7 @@ def run_alone(
             arm = Arm(o["name"], o["about"], Setting(**o["setting"]))
             if run_key(arm.setting, o["seed"])!=o["key"]: raise InputError("the code has changed since the command was started: start it again")
             if not done.exists(): write_atomic(done, json.dumps(run(arm, o["seed"], o["folder"], o["out"])))
+            for checkpoint in whole_checkpoints(o["folder"]): shutil.rmtree(checkpoint)
     except Timeout: sys.exit(_TAKEN)
 
 def ablate(

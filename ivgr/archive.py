@@ -78,9 +78,21 @@ class Archive:
         "The reference of a query"
         return self._best.get(sample_id)
 
+    def qualifies(self,
+                  box_reward:float # Of a grounded rollout with a right answer
+                  )->bool:
+        "May it be a reference at all?"
+        return box_reward>self.tau
+
+    def rank(self,
+             ref:Reference # That qualifies
+             )->float:     # Of two of a query, the one with the higher rank is kept
+        "How good is it?"
+        return ref.box_reward
+
     def _offer(self, ref):
         best = self.get(ref.sample_id)
-        better = ref.box_reward>self.tau and (best is None or ref.box_reward>best.box_reward)
+        better = self.qualifies(ref.box_reward) and (best is None or self.rank(ref)>self.rank(best))
         if better: self._best[ref.sample_id] = self._new[ref.sample_id] = ref
         return better
 
@@ -94,7 +106,7 @@ class Archive:
             if r.reward is None:
                 raise InputError(f"a rollout of {group.sample.id!r} has no reward yet: score it first")
             part = r.reward.parts
-            if part["format"]==1 and part["accuracy"]==1 and part["box"]>self.tau:
+            if part["format"]==1 and part["accuracy"]==1 and self.qualifies(part["box"]):
                 news |= self._offer(Reference.of(group, r, step))
         return news
 
@@ -129,7 +141,7 @@ def _read_state(state):
     if state.get("version")!=_VERSION:
         raise InputError(f"archive version {state.get('version')!r}: this release reads version {_VERSION}")
     tau,refs = state.get("tau"),state.get("references")
-    if not is_number(tau) or not isinstance(refs, list):
+    if not is_number(tau) or not 0<=tau<1 or not isinstance(refs, list):
         raise InputError(f"archive state with tau={tau!r} and references={str(refs):.80}")
     names = {f.name for f in fields(Reference)}
     for r in refs:
@@ -147,18 +159,23 @@ def merge(self:Archive,
 @patch
 def _take(self:Archive, tau, refs):
     if tau!=self.tau:
-        low = sum(r.box_reward<=self.tau for r in refs)
+        low = sum(not self.qualifies(r.box_reward) for r in refs)
         warnings.warn(f"the references were collected with tau={tau}, this archive has tau={self.tau}: {low} of "
                       f"{len(refs)} do not qualify here and are left out", stacklevel=3)
     return sum(self._offer(r) for r in refs)
 
 @patch
+def _refill(self:Archive, tau, refs, saved=None):
+    self._best,self._new,self._saved = {},{},None
+    self._take(tau, refs)
+    if saved and tau==self.tau: self._new,self._saved = {},saved  # nothing was left out
+    return self
+
+@patch
 def load_state_dict(self:Archive,
                     state:Mapping[str, Any]): # From `state_dict`
-    "Forget everything and take over a saved state; this archive's own tau stays"
-    new = Archive(self.tau)
-    new.merge(state)
-    self._best,self._new,self._saved = new._best,{},None
+    "Forget everything and take over a saved state; this archive's own tau and rule stay"
+    self._refill(*_read_state(state))
 
 # %% ../nbs/06_archive.ipynb #dc04afa6
 def _rows(refs):
@@ -188,13 +205,7 @@ def _all_alive():
     finally:
         if on: gc.enable()
 
-@patch(cls_method=True)
-@_all_alive()
-def load(cls:Archive,
-         path:str|Path,      # Written by `save`
-         tau:float|None=None # Of this run; None: the tau that the file was made with
-         )->Archive:
-    "Read an archive, or say what is wrong with the file"
+def _read(path): # Its tau, its references, and what `save` may copy
     try:
         head,_,rows = Path(path).read_bytes().partition(b"\n")
         state,lines = json.loads(head),rows.splitlines()
@@ -207,11 +218,26 @@ def load(cls:Archive,
         saved,refs = _read_state(state|dict(references=refs) if isinstance(state, dict) else state)
         if state.get("rows")!=len(lines) or len(refs)!=len(lines) or rows[-1:] not in (b"", b"\n"):
             raise InputError(f"it is cut off or was written in: {len(lines)} rows, the first line counts {state.get('rows')}")
-        archive = cls(saved if tau is None else tau)
-        archive._take(saved, {r.sample_id:r for r in refs}.values()) # the last row of each query
     except InputError as e: raise InputError(f"the archive {path} can't be used: {e}") from e
-    if archive.tau==saved: archive._new,archive._saved = {},_Saved(Path(path), len(lines), len(rows))
-    return archive
+    return saved,{r.sample_id:r for r in refs}.values(),_Saved(Path(path), len(lines), len(rows)) # the last row of each query
+
+@patch
+@_all_alive()
+def restore(self:Archive,
+            path:str|Path # Written by `save`
+            )->Archive:   # The same
+    "Forget everything and take over a file, or say what is wrong with it; this archive's own tau and rule stay"
+    return self._refill(*_read(path))
+
+@patch(cls_method=True)
+@_all_alive()
+def load(cls:Archive,
+         path:str|Path,      # Written by `save`
+         tau:float|None=None # Of this run; None: the tau that the file was made with
+         )->Archive:
+    "Read an archive, or say what is wrong with the file"
+    saved,*rest = _read(path)
+    return cls(saved if tau is None else tau)._refill(saved, *rest)
 
 # %% ../nbs/06_archive.ipynb #27aba1fa
 def judge_groups(

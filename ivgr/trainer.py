@@ -208,7 +208,7 @@ class DualStreamTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if isinstance(self.policy.model, PeftModel): super()._load_from_checkpoint(resume_from_checkpoint, model)
         else: load_weights(self.policy.model, resume_from_checkpoint)
-        self.archive = Archive.load(Path(resume_from_checkpoint)/"archive.jsonl", self.args.tau)
+        self.archive.restore(Path(resume_from_checkpoint)/"archive.jsonl")
     def log(self, logs, start_time=None):
         self.state.epoch = self.order.epoch(-(-self.state.global_step//self.args.updates_per_rollout))
         if "loss" in logs:

@@ -33,7 +33,8 @@ def test_rows_say_what_was_done(made):
     assert [(r["split"], r["mode"]) for r in rows]==[("training", "both"), ("test", "textual"), ("test", "grounded")]
     assert all(r["key"]==jobs_for(arms, [0], out)[1].key and r["machine"]["threads"]==1 and r["seconds"]>0 for r in rows)
     assert rows[0]["rollouts"]==TINY.rollouts and rows[0]["setting"]["steps"]==1
-    assert (jobs_for(arms, [0], out)[1].folder/"config.json").exists()          # the trained policy is kept
+    folder = jobs_for(arms, [0], out)[1].folder
+    assert (folder/"config.json").exists() and not list(folder.glob("checkpoint-*")) # the trained policy is kept, and not what it takes to go on
 
 def test_what_is_finished_is_not_made_again(made, monkeypatch):
     out,arms,_ = made
@@ -54,6 +55,23 @@ def test_the_same_run_gives_the_same_rows(made, tmp_path):
     ablate(arms[1:], [0], tmp_path, tmp_path, say=quiet)
     def bare(rows): return [{k:v for k,v in r.items() if "seconds" not in k} for r in rows]
     assert bare(read_rows(tmp_path))==bare(read_rows(out))
+
+def test_a_run_that_is_stopped_goes_on(tmp_path, monkeypatch):
+    arm = tiny("stopped", steps=4, queries=4, pool=4, reference="random", doubt=.3, samples=1, anneal=True) # all that chance has a part in
+    def bare(rows): return [{k:v for k,v in r.items() if "seconds" not in k and k!="resumed"} for r in rows]
+    def log(folder): return [{k:v for k,v in json.loads(l).items() if not k.startswith("time/")} for l in (folder/"metrics.jsonl").read_text().splitlines()]
+    whole = ab.run(arm, 0, tmp_path/"whole", tmp_path)
+    score,seen = ab.RecordingTrainer.score,[]
+    def stops(self, queries, groups, batch):
+        seen.append(batch)
+        if len(seen)==3: raise RuntimeError("stopped")
+        return score(self, queries, groups, batch)
+    monkeypatch.setattr(ab.RecordingTrainer, "score", stops)
+    with pytest.raises(RuntimeError, match="stopped"): ab.run(arm, 0, tmp_path/"again", tmp_path)
+    again = ab.run(arm, 0, tmp_path/"again", tmp_path)
+    assert seen==[0, 1, 2, 2, 3]
+    assert bare(again)==bare(whole) and log(tmp_path/"again")==log(tmp_path/"whole")
+    assert again[0]["resumed"] and "resumed" not in whole[0] and whole[0]["references"]
 
 def test_other_settings_and_other_code_make_a_run_old(made, monkeypatch):
     out,arms,_ = made
@@ -93,7 +111,7 @@ def test_time_left(tmp_path):
     assert seconds_left([b], [], rows, 1)==pytest.approx(pace*(3*TINY.rollouts+2))
     assert seconds_left([a, b], [], rows, 2)==pytest.approx(pace*(4*TINY.rollouts+4)/2)
     assert seconds_left([b], [], [], 1) is None
-    assert seconds_left([b], [], [rows[0]|dict(machine={"cpu":"another"})], 1) is None
+    for useless in (dict(machine={"cpu":"another"}), dict(resumed=True)): assert seconds_left([b], [], [rows[0]|useless], 1) is None
 
 def test_the_table():
     lines = states_table({("a", 0):DONE, ("long name", 0):"40%", ("a", 1):TODO}).splitlines()
