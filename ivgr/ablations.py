@@ -122,12 +122,17 @@ def _arms():
     yield arm("coverage", "score weighed by coverage", judge="coverage")
     yield arm("facts", "facts scored one by one", judge="facts")
     yield arm("anneal", "consistency reward fades out", anneal=True)
+    asked = dict(ask=dict(test=2048, train=512))
     for place,changes in PLACES.items():
-        at = changes|dict(ask=dict(test=2048, train=512))
+        at = changes|asked
         yield arm(f"start@{place}", "before training", steps=0, **at)
         yield arm(f"textual-2n@{place}", "textual stream only, same compute", n_rollouts=16, **text, **at)
         yield arm(f"dual@{place}", "no consistency reward", judge="none", **at)
         yield arm(f"full@{place}", "the full method", **at)
+    poor = PLACES[POOR]|asked
+    yield arm(f"tau-0@{POOR}", "tau = 0", tau=0., **poor)
+    yield arm(f"batch@{POOR}", "no archive: this batch's reference only", reference="batch", **poor)
+    yield arm(f"bad-teacher@{POOR}", "right answer, box reward below 0.1", reference="bad", **poor)
     checked = dict(ask=dict(validation=1024))
     for rate in (1e-4, 3e-4, 1e-3):
         yield arm(f"tune-textual-2n-{rate:g}", f"textual only, learning rate {rate:g}", n_rollouts=16, learning_rate=rate, **text, **checked)
@@ -150,7 +155,7 @@ STUDIES = {
     "omission": ("start", "dual", "full", "coverage", "facts"),
     "anneal": ("full", "anneal", "dual"),
     "map": tuple(f"{arm}@{place}" for place in PLACES if place!=POOR for arm in ("start", "textual-2n", "dual", "full")),
-    "boxes": tuple(f"{arm}@{POOR}" for arm in ("start", "textual-2n", "dual", "full")),
+    "boxes": tuple(f"{arm}@{POOR}" for arm in ("start", "textual-2n", "dual", "batch", "full", "tau-0", "bad-teacher")),
     "tune": tuple(name for name in ARMS if name.startswith("tune-"))}
 
 def studies_of(
@@ -404,7 +409,7 @@ def run(
     s,folder = arm.setting,Path(folder)
     resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    common = dict(arm=arm.name, studies=studies_of(arm.name), seed=seed, key=run_key(s, seed), code=code_version(), setting=differences(s),
+    common = dict(arm=arm.name, seed=seed, key=run_key(s, seed), code=code_version(), setting=differences(s),
                   versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())
     if resumed: common["resumed"] = True  # then the seconds are those since
     rows = []
@@ -433,7 +438,7 @@ def run(
 
 # %% ../nbs/20_ablations.ipynb #8da20fe6
 _WHOLE = ("core", "boxes", "prompts", "rewards", "judge", "archive", "loss", "tree", "sampler", "trainer")
-_PARTS = dict(data=("write_needle", "Samples"), policy=("load_policy",), sft=("cold_start",), policy_judge=("PolicyJudge",), evaluate=("evaluate", "wilson", "IOU_BINS"),
+_PARTS = dict(data=("write_needle", "Samples", "load_image"), policy=("load_policy",), sft=("cold_start",), policy_judge=("PolicyJudge",), evaluate=("evaluate", "wilson", "IOU_BINS"),
               ablations=("run",))
 
 def _bare(tree):
@@ -448,7 +453,7 @@ def _named(node): # What a statement at the top of a module defines; a method th
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         owner = node.args.args[0].annotation if isinstance(node, ast.FunctionDef) and node.decorator_list and node.args.args else None
         return [owner.id if isinstance(owner, ast.Name) else node.name]
-    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)] if isinstance(node, ast.Assign) else []
+    return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)] if isinstance(node, ast.Assign) else []
 
 def code_text(
     source:str,              # Of a module
@@ -674,7 +679,7 @@ def revisit_rows(
         raise InputError(f"the trained policy of {job.arm.name}, seed {job.seed}, is not in {str(job.folder)!r}: give the --out of its run, or delete its rows and run it again")
     policy,samples = load_policy(job.folder if s.steps else start_for(s, out)),scenes_for(s, "test", job.seed, out)
     asked,truths = samples[:min(REVISITED, len(samples))],read_truths(samples)
-    common = {k:made[k] for k in ("arm", "studies", "seed", "key", "code", "setting")}|dict(
+    common = {k:made[k] for k in ("arm", "seed", "key", "code", "setting")}|dict(
         versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())
     start = time.perf_counter()
     tools = evaluation_rows(evaluate(policy, asked, ("textual", "grounded", "crops", "crops+union"), progress=False), truths)

@@ -1,6 +1,8 @@
 "Many runs: made once, each on its own, and made again only when something that matters has changed"
+import ast
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +82,21 @@ def test_other_settings_and_other_code_make_a_run_old(made, monkeypatch):
     assert states(jobs_for([other], [0, 1], out), read_rows(out))=={("good", 0):OLD, ("good", 1):TODO}
     monkeypatch.setattr(ab, "code_version", lambda: "new")
     assert states(jobs_for([good], [0], out), read_rows(out))=={("good", 0):OLD}
+
+def test_what_makes_a_run_old_and_what_does_not():
+    home = Path(ab.__file__).parent
+    for name,roots in ab._PARTS.items():
+        source = (home/f"{name}.py").read_text()
+        defined = {n for node in ast.parse(source).body for n in ab._named(node)}
+        assert set(roots)<=defined, name                          # a root that is misspelt would be overlooked
+    def version(name, old, new):
+        source = (home/f"{name}.py").read_text()
+        assert old in source
+        return ab.code_text(source, ab._PARTS[name])!=ab.code_text(source.replace(old, new), ab._PARTS[name])
+    assert version("data", 'convert("RGB")', 'convert("L")')      # how a picture is read
+    assert version("ablations", "box_text((x1, y1, x2, y2), 1000)", "m[0]")
+    assert not version("ablations", 'for n in (2, 4, 16)', 'for n in (2, 4, 16, 32)') # another arm
+    assert not version("ablations", 'ax.set_ylim(', 'ax.set_xlim(')
 
 def test_code_that_changes_under_a_command_is_noticed(made):
     out,arms,_ = made
