@@ -12,8 +12,8 @@ __all__ = ['TEST_SEED', 'SHIFTED', 'JUDGES', 'REFERENCES', 'POOR', 'PLACES', 'AR
            'states_table', 'seconds_left', 'small', 'run_alone', 'ablate', 'revisit_rows', 'revisit', 't95', 'Estimate',
            'Measured', 'verdict', 'measured', 'commands_for', 'Comparison', 'tell', 'shared_seeds', 'arms_with',
            'conclude', 'tuning_table', 'draw_components', 'draw_kinds', 'draw_teachers', 'draw_judges', 'draw_modes',
-           'draw_bins', 'draw_shares', 'draw_omission', 'draw_rollouts', 'draw_map', 'draw_memory', 'draw_tools',
-           'draw_looks', 'Claim', 'claims_table']
+           'draw_bins', 'draw_shares', 'draw_omission', 'draw_rollouts', 'draw_map', 'draw_boxes', 'draw_memory',
+           'draw_tools', 'draw_looks', 'Claim', 'claims_table']
 
 # %% ../nbs/20_ablations.ipynb #e814c0a0
 import ast,base64,hashlib,json,math,os,platform,re,shutil,subprocess,sys,time
@@ -792,6 +792,8 @@ class Comparison(NamedTuple):
     def of(self, rows): # The difference, seed by seed, in rows from `read_rows`
         return measured(rows, *self.a)-measured(rows, *self.b)
 
+_FEW = 100 # Questions of a seed; with fewer, an interval over seeds tells little, since all seeds are asked the same
+
 def tell(
     rows:Sequence[dict], # From `read_rows`
     c:Comparison,        # What is compared
@@ -802,6 +804,7 @@ def tell(
     seeds = f"{e.seeds} seed{'s'*(e.seeds>1)}"
     if math.isnan(e.low): return f"{c.name}: {e.mean:+.3f} "+("(the same in all seeds)" if e.seeds>1 else f"({seeds}, no interval): undecided")
     said = {"holds":"higher", "does not hold":"lower"}.get(verdict(e), "undecided")
+    if (n := c.of(rows).n) and n<_FEW: said = f"too few questions (n = {n})"
     return f"{c.name}: {e.mean:+.3f} (95% {e.low:+.3f} to {e.high:+.3f}, {seeds}): {said}"
 
 # %% ../nbs/20_ablations.ipynb #22d09c62
@@ -898,8 +901,9 @@ def arms_with(
 # %% ../nbs/20_ablations.ipynb #60e63bcf
 KINDS = {"attribute":"open colours", "attribute-choice":"colours with options", "relation":"open places", "relation-choice":"places with options"}
 
-def _versus(*arms, first="full"): # `first` against each
-    return tuple(Comparison(f"`{first}` minus `{b}`", (first,), (b,)) for b in arms)
+def _versus(*arms, first="full", split="test"): # `first` against each
+    at = () if split=="test" else (split,)
+    return tuple(Comparison(f"{split} scenes, "*bool(at)+f"`{first}` minus `{b}`", (first, *at), (b, *at)) for b in arms)
 
 def _modes(*arms): return tuple(Comparison(f"`{a}`, textual minus grounded", (a,), (a, "test", "grounded")) for a in arms)
 
@@ -907,7 +911,8 @@ def _grown(arm, what, name): return Comparison(f"`{arm}`, {name}, end minus begi
 
 def _compared(): # Of each figure
     return {
-        "components": (*_versus("dual", "batch", "textual-2n", "textual"), *_versus("textual-2n", "textual", first="dual")),
+        "components": tuple(c for split in ("test", "shifted") for c in (*_versus("dual", "batch", "textual-2n", "textual", split=split),
+                                                                        *_versus("textual-2n", "textual", first="dual", split=split))),
         "kinds": tuple(Comparison(f"{name}, `full` minus `{b}`", ("full", "test", "textual", f"kinds@{kind}"), (b, "test", "textual", f"kinds@{kind}"))
                        for kind,name in KINDS.items() for b in ("dual", "textual-2n")),
         "teachers": _versus("tau-0", "tau-0.5", "tau-0.7", "bad-teacher", "random-teacher", "anneal"),
@@ -917,11 +922,15 @@ def _compared(): # Of each figure
                       for k,(low,high) in enumerate(zip(IOU_BINS, IOU_BINS[1:]))),
         "shares": (_grown("full", "teacher/1.0", "share of 1.0"), _grown("full", "teacher/0.0", "share of 0.0"),
                    _grown("full", "teacher_right/1.0", "share of 1.0 among right answers"), _grown("full", "teacher_right/0.0", "share of 0.0 among right answers"),
-                   Comparison("share of 1.0 at the end, `full` minus `dual`", ("full", "training", "last", "teacher/1.0"), ("dual", "training", "last", "teacher/1.0"))),
+                   *(Comparison(f"share of 1.0 {among}at the end, `full` minus `dual`", ("full", "training", "last", f"{of}/1.0"), ("dual", "training", "last", f"{of}/1.0"))
+                     for of,among in (("teacher", ""), ("teacher_right", "among right answers ")))),
         "omission": tuple(Comparison(f"{kind} {how}, `{a}` minus `{b}`", (a, "test", "textual", f"{kind}_{how}"), (b, "test", "textual", f"{kind}_{how}"))
                           for kind,how in (("facts", "mentioned"), ("facts", "right"), ("where", "right")) for a,b in (("full", "start"), ("full", "dual"), ("coverage", "full"), ("facts", "full"))),
         "rollouts": _versus("n-2", "n-4", "n-16"),
-        "map": tuple(Comparison(f"{place}, `full` minus `{b}`", (f"full@{place}",), (f"{b}@{place}",)) for place in PLACES for b in ("dual", "textual-2n")),
+        "map": tuple(Comparison(f"{place}, `full` minus `{b}`", (f"full@{place}",), (f"{b}@{place}",)) for place in PLACES for b in ("start", "dual", "textual-2n")),
+        "boxes": (*(Comparison(f"`full` minus `{b}`", (f"full@{POOR}",), (f"{b}@{POOR}",)) for b in ("dual", "batch", "tau-0", "bad-teacher")),
+                  Comparison("IoU of grounded answers, `full` minus `start`", (f"full@{POOR}", "test", "grounded", "iou"), (f"start@{POOR}", "test", "grounded", "iou")),
+                  Comparison("IoU of grounded answers, `full` minus `dual`", (f"full@{POOR}", "test", "grounded", "iou"), (f"dual@{POOR}", "test", "grounded", "iou"))),
         "memory": tuple(Comparison(f"`{a}`, training scenes minus test scenes", (a, "train"), (a, "test")) for a in ("textual-2n", "dual", "full")),
         "tools": tuple(Comparison(f"`{a}`, {tool} minus textual", (a, TOOLS, tool), (a, TOOLS, "textual")) for a in ("start", "dual", "full") for tool in ("crops", "crops+union")),
         "looks": tuple(Comparison(f"attention on the target, {name}, `full` minus `{b}`", ("full", LOOKS, "textual", f"share@{k}"), (b, LOOKS, "textual", f"share@{k}"))
@@ -994,7 +1003,7 @@ def draw_modes(
     path:str|Path|None=None, # Where to save it
 )->Figure:
     "Accuracy of textual and grounded answers; the first lane is before training"
-    arms = arms_with(rows)
+    rows,arms = shared_seeds(rows),arms_with(rows)
     return _lane_figure(arms, {mode:{a:measured(rows, a, "test", mode) for a in arms} for mode in ("textual", "grounded")}, "accuracy on test scenes", path)
 
 # %% ../nbs/20_ablations.ipynb #7819c377
@@ -1065,7 +1074,7 @@ def draw_omission(
     path:str|Path|None=None, # Where to save it
 )->Figure:
     "Facts that texts mention and that they say rightly, over training and at the end of it"
-    arms = arms_with(rows)
+    rows,arms = shared_seeds(rows),arms_with(rows)
     arms += [a for a in STUDIES["omission"] if a not in arms]
     fig,axes = _panels(6.1+.33*len(arms), 3, height_ratios=(2.2, 2.2, .4+.33*len(arms)))
     for ax,how in zip(axes[:2,0], ("mentioned", "right")):
@@ -1115,13 +1124,23 @@ def draw_map(
     gains = {arm:{place:measured(rows, arm+at)-measured(rows, f"start{at}") for place,at in places.items()} for arm in ("textual-2n", "dual", "full")}
     return _lane_figure(list(places), gains, "gain of textual accuracy over the untrained policy", path, zero=True)
 
+# %% ../nbs/20_ablations.ipynb #c3e2f079
+def draw_boxes(
+    rows:Sequence[dict],     # From `read_rows`
+    path:str|Path|None=None, # Where to save it
+)->Figure:
+    "Answers and boxes after trainings that start with poor boxes; the first lane is before training"
+    arms = {a.split("@")[0]:a for a in STUDIES["boxes"]}
+    kinds = {"textual accuracy":("textual", "accuracy"), "grounded accuracy":("grounded", "accuracy"), "IoU of grounded boxes":("grounded", "iou")}
+    return _lane_figure(list(arms), {name:{lane:measured(rows, a, "test", *at) for lane,a in arms.items()} for name,at in kinds.items()}, "test scenes", path)
+
 # %% ../nbs/20_ablations.ipynb #3d7a5106
 def draw_memory(
     rows:Sequence[dict],     # From `read_rows`
     path:str|Path|None=None, # Where to save it
 )->Figure:
     "Accuracy on the scenes of the training, beside scenes that no training saw"
-    arms = arms_with(rows)
+    rows,arms = shared_seeds(rows),arms_with(rows)
     return _lane_figure(arms, _splits(rows, arms, ("train", "test")), "accuracy of textual answers", path)
 
 # %% ../nbs/20_ablations.ipynb #67824fca
@@ -1185,7 +1204,7 @@ CLAIMS = (
     _claim("A second, grounded stream alone helps textual answers: same compute", "dual", "textual-2n", _RIGHT_FACTS),
     _claim("Consistency helps", "full", "dual", _AHEAD, _DIFFERS, _AGREES, _RIGHT_FACTS),
     _claim("The archive helps", "full", "batch", _KNOWN, _DIFFERS),
-    _claim("tau matters: a teacher above 0.3 is better than any right one", "full", "tau-0", _KNOWN, _WRONG_TEXTS),
+    _claim("tau matters: 0.3 is better than 0, which lets any box teach that is the best so far", "full", "tau-0", _KNOWN, _WRONG_TEXTS),
     _claim("tau matters: 0.3 is better than 0.7, which leaves fewer references", "full", "tau-0.7", _KNOWN, _WRONG_TEXTS),
     _claim("A bad teacher hurts", "full", "bad-teacher", _KNOWN, _WRONG_TEXTS),
     _claim("A bad teacher is worse than none", "dual", "bad-teacher", _WRONG_TEXTS, ours=True),
@@ -1201,7 +1220,8 @@ CLAIMS = (
             ("facts mentioned, end beside beginning", ("full", *_END, "textual/facts_mentioned"), ("full", "training", "first", "textual/facts_mentioned")),
             ("score 1.0 without the consistency reward, end beside beginning", ("dual", *_END, "teacher/1.0"), ("dual", "training", "first", "teacher/1.0"))),
     _within("Score 0.0 becomes rarer over training", "full", ("training", "first", "teacher/0.0"), (*_END, "teacher/0.0"),
-            ("facts mentioned, beginning beside end", ("full", "training", "first", "textual/facts_mentioned"), ("full", *_END, "textual/facts_mentioned"))),
+            ("facts mentioned, beginning beside end", ("full", "training", "first", "textual/facts_mentioned"), ("full", *_END, "textual/facts_mentioned")),
+            ("score 0.0 without the consistency reward, beginning beside end", ("dual", "training", "first", "teacher/0.0"), ("dual", *_END, "teacher/0.0"))),
     _within("Score 1.0 becomes more frequent among right answers too", "full", (*_END, "teacher_right/1.0"), ("training", "first", "teacher_right/1.0"),
             ("the same without the consistency reward, end beside beginning", ("dual", *_END, "teacher_right/1.0"), ("dual", "training", "first", "teacher_right/1.0"))),
     Claim("With consistency, the last layer looks at the target more", ("full", LOOKS, "textual", "share@-1"), ("dual", LOOKS, "textual", "share@-1"),
@@ -1226,16 +1246,23 @@ def _where(arm, split="test", mode="textual", what="accuracy"): # In the table
     more = [split]*(split!="test")+[mode]*(mode!="textual" or split!="test")+[what]*(what!="accuracy")
     return f"`{arm}`"+(f" ({', '.join(more)})" if more else "")
 
-def _elsewhere(rows, a, b): # A difference of accuracy on test scenes, on other scenes and in parts
-    at = {"shifted scenes":("shifted",)}|{name:("test", "textual", f"kinds@{kind}") for kind,name in KINDS.items()}
-    found = {name:(measured(rows, a, *where)-measured(rows, b, *where)).estimate for name,where in at.items()}
-    return ["effect on "+", ".join(f"{name} {e.mean:+.3f}" for name,e in found.items() if e)]*any(found.values())
+def _reach(e): return "" if math.isnan(e.low) else f" ({e.low:+.3f} to {e.high:+.3f})"
+
+def _beside(rows, c): # What else was measured for a claim: in words, and whether an interval is on one side of 0
+    if len(c.a)+len(c.b)==2: # A difference of accuracy on test scenes: on other scenes, and in parts
+        for name,*where in (("shifted scenes", "shifted"), *((name, "test", "textual", f"kinds@{kind}") for kind,name in KINDS.items())):
+            e = (measured(rows, *c.a, *where)-measured(rows, *c.b, *where)).estimate
+            if e: yield f"on {name} {e.mean:+.3f}{_reach(e)*(name=='shifted scenes')}",verdict(e)!="undecided"
+    for words,*sides in c.why:
+        a,b = (measured(rows, *s) for s in sides)
+        if both := a.by_seed.keys()&b.by_seed.keys():
+            yield f"{words} {fmean(a.by_seed[s] for s in both):.2f} against {fmean(b.by_seed[s] for s in both):.2f}",verdict((a-b).estimate)!="undecided"
 
 def claims_table(
     rows:Sequence[dict] # From `read_rows`
 )->str:                 # Markdown
     "What holds, what does not, and what is undecided"
-    lines,decided,arms = [],0,[]
+    lines,decided,arms,others = [],0,[],[]
     for c in CLAIMS:
         m = measured(rows, *c.a)-measured(rows, *c.b)
         e,tested = m.estimate,f"{_where(*c.a)} minus {_where(*c.b)}"
@@ -1245,18 +1272,17 @@ def claims_table(
             continue
         decided += verdict(e)!="undecided"
         if len(c.a)+len(c.b)==2: arms.append(verdict(e)!="undecided")
-        reach = "" if math.isnan(e.low) else f" ({e.low:+.3f} to {e.high:+.3f})"
-        why = [] if len(c.a)+len(c.b)>2 else _elsewhere(rows, *c.a, *c.b)
-        for words,*sides in c.why:
-            a,b = (measured(rows, *s).by_seed for s in sides)
-            if both := a.keys()&b.keys(): why.append(f"{words} {fmean(a[s] for s in both):.2f} against {fmean(b[s] for s in both):.2f}")
-        lines.append((c, tested, f"{e.mean:+.3f}{reach}", f"{e.seeds} seed{'s'*(e.seeds>1)}"+(f", n = {m.n}" if m.n else ""), f"**{verdict(e)}**"+(": "+"; ".join(why) if why else "")))
+        beside = list(_beside(rows, c))
+        others += [sure for _,sure in beside]
+        why = [f"**{words}**" if sure else words for words,sure in beside]
+        lines.append((c, tested, f"{e.mean:+.3f}{_reach(e)}", f"{e.seeds} seed{'s'*(e.seeds>1)}"+(f", n = {m.n}" if m.n else ""), f"**{verdict(e)}**"+(": "+"; ".join(why) if why else "")))
     run = sum(l[2]!="not run yet" for l in lines)
     head = f"{run} of {len(CLAIMS)} claims have been tested, {decided} of them are decided at this scale. "
     if arms: head += f"{len(arms)} of them compare two trainings by the accuracy of textual answers, and {sum(arms)} of these {'is' if sum(arms)==1 else 'are'} decided. "
-    if run: head += f"At 95%, about {run*.05:.1f} of {run} verdicts would come by chance alone if nothing had any effect. "
+    if run: head += f"At 95%, about {run*.05:.1f} of {run} verdicts, and {len(arms)*.05:.1f} of these {len(arms)}, would come by chance alone if nothing had any effect. "
+    if others: head += f"Of {len(others)} differences that stand beside them, {sum(others)} have an interval on one side of 0 (in bold); about {len(others)*.05:.0f} would by chance. "
     if full := measured(rows, "full").by_seed:
         low,high = wilson(fmean(full.values())*(n := measured(rows, "full").n), n)
-        head += f"The intervals say what training again would change; other questions of the same kind (n = {n}) would move an accuracy by up to {(high-low)/2:.3f}, mostly in all arms alike. "
+        head += f"The intervals say what training again would change; other questions of the same kind (n = {n}) would move an accuracy by about {(high-low)/2:.3f}. Three seeds can agree by luck, so a verdict from three is a hint. "
     table = "\n".join(f"| {c.name}{' *(not in the paper)*' if c.ours else ''} | {' | '.join(cells)} |" for c,*cells in lines)
     return f"{head}\n\n| claim | tested | effect (95% interval over seeds) | of | verdict, and what else was measured |\n|---|---|---|---|---|\n{table}"
