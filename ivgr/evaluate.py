@@ -9,7 +9,7 @@ __all__ = ['RESULT', 'MODES', 'CROPPED', 'Z95', 'PARTS', 'IOU_BINS', 'image_key'
            'modes_table', 'iou_bins', 'draw_scenes', 'draw_iou_bins', 'write_page', 'smooth', 'draw_curves']
 
 # %% ../nbs/17_evaluate.ipynb #6975aa9d
-import base64,hashlib,html,io,json,math,re,textwrap,time
+import base64,gc,hashlib,html,io,json,math,re,textwrap,time
 from collections import Counter
 from collections.abc import Callable,Mapping,Sequence
 from dataclasses import replace
@@ -259,13 +259,23 @@ def evaluate(
     modes = None if modes is None else read_modes(modes)
     headers = _read_headers(samples, modes, skipped)
     rows = _done(path, headers)
+    most = batch_size  # That there is memory for, as far as is known
     def reply_to(batch, generator):
-        try: return answer(policy, [samples[i] for i in batch], modes, n, max_new_tokens, temperature, top_p, generator, rules)
-        except InputError as e:
-            if skipped is None: raise
-            if len(batch)>1: return reply_to(batch[:len(batch)//2], generator)+reply_to(batch[len(batch)//2:], generator)
-            skipped.append(dict(row=batch[0], id=headers[batch[0]].id, error=str(e)))
-            return [[]]
+        nonlocal most
+        if len(batch)<=most:
+            try: return answer(policy, [samples[i] for i in batch], modes, n, max_new_tokens, temperature, top_p, generator, rules)
+            except InputError as e:
+                if skipped is None: raise
+                why = str(e)
+            except torch.OutOfMemoryError as e:
+                most = max(1, len(batch)//2)
+                why = f"out of memory with sample {headers[batch[0]].id!r} alone: give a smaller max_pixels, fewer replies, or a smaller max_new_tokens ({str(e)[:100]})"
+                if skipped is None and len(batch)==1: raise InputError(why) from None
+            gc.collect()  # only here, where what has failed is no longer held by its error
+            torch.cuda.empty_cache()
+        if len(batch)>1: return reply_to(batch[:len(batch)//2], generator)+reply_to(batch[len(batch)//2:], generator)
+        skipped.append(dict(row=batch[0], id=headers[batch[0]].id, error=why))
+        return [[]]
     with tqdm(total=len(samples), desc="evaluate", unit="sample", disable=not progress) as bar:
         for k,batch in enumerate(buckets(headers, batch_size)):
             if any(len(rows.get(headers[i].id, []))!=n*len(headers[i].modes) for i in batch):
