@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LoraSettings', 'lora_targets', 'add_lora', 'check_trainable', 'setting', 'PolicyConfig', 'own_settings', 'load_base',
-           'make_trainable', 'stay_whole', 'add_up', 'shard_base', 'evenly', 'merge', 'open_repo', 'push_policy']
+           'make_trainable', 'stay_whole', 'add_up', 'shard_base', 'evenly', 'merge', 'open_repo', 'push_policy',
+           'StayFrozen']
 
 # %% ../nbs/11_qlora.ipynb #0756b949
 import inspect,shutil
@@ -24,7 +25,7 @@ from peft import LoraConfig,PeftModel,get_peft_model,get_peft_model_state_dict,s
 from torch import distributed,nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule,fully_shard
-from transformers import Trainer,TrainingArguments
+from transformers import Trainer,TrainerCallback,TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import InputError,Rollout,Stream
@@ -258,3 +259,8 @@ def push_policy(
         save_policy(policy, folder)
         for f in files: shutil.copy(f, folder)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A policy trained with iVGR"))
+
+# %% ../nbs/11_qlora.ipynb #a7734c52
+class StayFrozen(TrainerCallback):
+    "Ask for no gradient where nothing learns"
+    def on_train_begin(self, args, state, control, model=None, **kwargs): model.disable_input_require_grads()

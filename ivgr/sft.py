@@ -37,7 +37,7 @@ from .data import (COLOURS,COLUMNS,ROWS,NeedleConfig,Samples,Tile,_image_key,_im
                        locate,make_scene,needle_scene,region,render,reply,rows_by_image)
 from .policy import load_policy,load_weights,save_policy,save_reader,tiny_policy
 from .prompts import Prompts,messages,move_boxes,parse
-from .qlora import PolicyConfig,add_up,load_base,make_trainable,own_settings,setting,stay_whole
+from .qlora import PolicyConfig,StayFrozen,add_up,load_base,make_trainable,own_settings,setting,stay_whole
 from .tree import Policy,Query,Tree,backbone,leaf_logps,packs,read_prompts
 
 # %% ../nbs/12_sft.ipynb #28268fd5
@@ -584,6 +584,7 @@ class ColdStartTrainer(Trainer):
     ):
         self.policy,self.largest,self._begun,self._stats = policy,largest,0,{}
         super().__init__(model=policy.model, args=args, train_dataset=traces, data_collator=list, **kwargs)
+        self.add_callback(StayFrozen)
         stay_whole(self)
     def training_step(self, model, inputs, num_items_in_batch=None):
         "Forward and backward of a step, in as many parts as it takes"
@@ -639,7 +640,7 @@ class ColdStartTrainer(Trainer):
         else: load_weights(self.policy.model, resume_from_checkpoint)
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        save_reader(self.policy, output_dir or self.args.output_dir)
+        if self.args.should_save: save_reader(self.policy, output_dir or self.args.output_dir)
 
 # %% ../nbs/12_sft.ipynb #e2d277f8
 class SftLog(TrainerCallback):

@@ -31,7 +31,7 @@ from .judge import Judge,RubricJudge
 from .loss import check_loss_settings,group_advantages,policy_loss
 from .policy import load_weights,save_reader
 from .policy_judge import JUDGES,frozen_base,make_judge
-from .qlora import PolicyConfig,add_up,evenly,load_base,make_trainable,setting,shard_base,stay_whole
+from .qlora import PolicyConfig,StayFrozen,add_up,evenly,load_base,make_trainable,setting,shard_base,stay_whole
 from .rewards import read_rules,warn_unmatched
 from .sampler import QuerySampler,make_groups,sample_rollouts
 from .server import RolloutConfig,RolloutServer
@@ -189,6 +189,7 @@ class DualStreamTrainer(Trainer):
         self.reference = None if not args.beta or adapter else copy.deepcopy(policy.model).eval().requires_grad_(False)
         self._rollouts,self._stats = None,{}  # of the numbers for the log: sum and weight
         super().__init__(model=policy.model, args=args, data_collator=list, **kwargs)
+        self.add_callback(StayFrozen)
         stay_whole(self)
         if args.shard_base:
             for wrong,why in ((not adapter, "only frozen weights are split between processes: set lora_rank"),
@@ -203,6 +204,7 @@ class DualStreamTrainer(Trainer):
     def floating_point_ops(self, inputs): return 0
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
+        if not self.args.should_save: return  # another process does
         save_reader(self.policy, output_dir or self.args.output_dir)
         self.archive.save(Path(output_dir or self.args.output_dir)/"archive.jsonl")
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

@@ -475,6 +475,22 @@ def test_checkpointing_does_not_change_the_run(saved, data, tmp_path, toy_reward
     assert plain.keys()==other.keys() and max((plain[k]-other[k]).abs().max() for k in plain)<1e-4
     assert all(p.any() for n,p in plain.items() if "lora_B" in n)
 
+def test_checkpointing_leaves_a_frozen_tower_alone(saved, data, tmp_path, toy_reward):
+    "transformers asks for gradients at its patches, which would be kept, computed again and gone back through for nothing"
+    from ivgr.trainer import DualStreamTrainer,train
+    seen = []
+    class Looks(DualStreamTrainer):
+        def training_step(self, *args):
+            tower = self.model.get_base_model().model.visual
+            look = tower.register_forward_hook(lambda module, inputs, output: seen.append((torch.is_grad_enabled(), output[0].requires_grad)))
+            try: return super().training_step(*args)
+            finally: look.remove()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ivgr.trainer.DualStreamTrainer", Looks)
+        learned = trained(train(train_args(tmp_path, data, saved/"qwen2_5_vl", lora_rank=4, gradient_checkpointing=True), progress=False).model)
+    assert {needs for grad,needs in seen if grad}=={False}, seen
+    assert all(p.any() for n,p in learned.items() if "lora_B" in n)
+
 def test_a_run_goes_on_from_an_adapter(saved, data, tmp_path, toy_reward):
     from ivgr.trainer import train
     first = train(train_args(tmp_path/"a", data, saved/"qwen2_5_vl", lora_rank=4), progress=False)
