@@ -383,7 +383,7 @@ def trainer_for(
     args = DualStreamConfig(output_dir=str(folder), max_steps=s.steps, per_device_train_batch_size=s.queries, n_rollouts=s.n_rollouts,
                             learning_rate=s.learning_rate, tau=s.tau, keep_references=s.reference!="batch", seed=seed, save_steps=max(1, s.steps//10), save_total_limit=1, disable_tqdm=True,
                             streams=s.streams[0] if len(s.streams)==1 else "both")
-    trainer = RecordingTrainer(load_policy(start_for(s, out)), args, samples, judge_for(s, seed, lambda: trainer.state.global_step), read_truths(samples))
+    trainer = RecordingTrainer(load_policy(start_for(s, out), torch.float32), args, samples, judge_for(s, seed, lambda: trainer.state.global_step), read_truths(samples))
     if s.reference in ("random", "bad"): trainer.archive = OtherArchive(s.reference, seed)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunFiles(progress=False))
@@ -428,7 +428,7 @@ def run(
         log = [json.loads(l) for l in (folder/"metrics.jsonl").read_text().splitlines()]
         timed("training", start, mode="both" if len(s.streams)>1 else s.streams[0], steps=len(log), rollouts=s.rollouts,
               tokens=int(sum(r["tokens/scored"] for r in log)), references=len(trainer.archive), curves=read_curves(log))
-    else: policy = load_policy(start_for(s, out))
+    else: policy = load_policy(start_for(s, out), torch.float32)
     for split in s.ask:
         start,samples = now(),scenes_for(s, split, seed, out)
         asked = samples[:s.ask[split]]
@@ -677,7 +677,7 @@ def revisit_rows(
     s = job.arm.setting
     if s.steps and not (job.folder/"config.json").exists():
         raise InputError(f"the trained policy of {job.arm.name}, seed {job.seed}, is not in {str(job.folder)!r}: give the --out of its run, or delete its rows and run it again")
-    policy,samples = load_policy(job.folder if s.steps else start_for(s, out)),scenes_for(s, "test", job.seed, out)
+    policy,samples = load_policy(job.folder if s.steps else start_for(s, out), torch.float32),scenes_for(s, "test", job.seed, out)
     asked,truths = samples[:min(REVISITED, len(samples))],read_truths(samples)
     common = {k:made[k] for k in ("arm", "seed", "key", "code", "setting")}|dict(
         versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())

@@ -209,7 +209,9 @@ def ours(
     meter = Meter(*filter(None, (policy.model, trainer.reference)), device=device)
     for phase,name in (("sampling", "roll_out"), ("other", "score"), ("reference", "reference_logps")):
         setattr(trainer, name, meter.watch(phase, getattr(trainer, name)))
-    return Arm(trainer, samples, meter)
+    arm = Arm(trainer, samples, meter)
+    policy.model.disable_input_require_grads()  # as `StayFrozen` does when training begins
+    return arm
 
 # %% ../nbs/25_bench.ipynb #3708ebec
 def theirs(
@@ -233,6 +235,7 @@ def theirs(
     args = GRPOConfig(output_dir=folder, use_cpu=device=="cpu", bf16=False, num_generations=case.n, per_device_train_batch_size=2*case.n,
         gradient_accumulation_steps=case.queries, max_completion_length=case.length, gradient_checkpointing=case.checkpointing, epsilon=.2, epsilon_high=.28,
         delta=3., loss_type="dapo", temperature=1., seed=case.seed, generation_kwargs=dict(suppress_tokens=policy.banned), **SETTINGS)
+    if args.n_gpu>1: args._n_gpu = 1  # one card, as in our own settings
     settings = LoraSettings(case.lora_rank or 1)
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=lora_targets(policy.model, settings)) if case.lora_rank else None
     trainer = GRPOTrainer(policy.model, reward_funcs=lambda completions, **kw: rewards_for(k), args=args, processing_class=Reader(policy.image_processor, policy.tokenizer, policy.tokenizer.chat_template),
@@ -312,6 +315,10 @@ def read_rows(
     path = Path(path)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+def _turns(arms, rounds, alone): # (round, arm); alone: all rounds of an arm, then those of the next
+    turns = [(i, arms[(i+k)%len(arms)]) for i in range(rounds+1) for k in range(len(arms))]
+    return sorted(turns, key=lambda turn: arms.index(turn[1])) if alone else turns
+
 def run_case(
     case:Case,               # What is measured
     out:str|Path,            # Rows are added to this JSONL file
@@ -321,8 +328,9 @@ def run_case(
     device:str="cpu",        # Where
     say:Callable=print,      # Gets a line for every step
 )->None:
-    "Measure what is missing: round 0 warms up and looks at memory, then the arms take turns"
-    if torch.device(device).type=="cuda" and not torch.cuda.is_available(): raise InputError("there is no GPU that PyTorch can use here: choose another suite")
+    "Measure what is missing: round 0 warms up and looks at memory, then the arms take turns; on a GPU, whose memory they don't share, one after the other"
+    alone = torch.device(device).type=="cuda"
+    if alone and not torch.cuda.is_available(): raise InputError("there is no GPU that PyTorch can use here: choose another suite")
     path,here = Path(out),machine(device)
     key = lambda row: (row["arm"], row["round"])
     done = {key(r):r for r in read_rows(path) if r["case"]==asdict(case) and r["machine"]==here}
@@ -339,19 +347,19 @@ def run_case(
         say(f"{case.policy} {case.side}x{case.side} n={case.n} length={case.length} queries={case.queries} {arm} {i}: "+
             (found.get("error") or f"{sum(found['seconds'].values()):.2f} s"))
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(rounds+1):
-            for k in range(len(todo)):
-                arm = todo[(i+k)%len(todo)]
-                if arm in failed or (arm, i) not in missing and (i or arm in warm): continue
-                try:
-                    if arm not in built: built[arm] = build_arm(arm, case, policies, folder, device)
-                    note(arm, i, **measure_step(built[arm], peaks=not i))
-                except torch.OutOfMemoryError:
-                    failed.add(arm)
-                    built.pop(arm, None)
-                    gc.collect()
+        for i,arm in _turns(todo, rounds, alone):
+            if arm in failed or (arm, i) not in missing and (i or arm in warm): continue
+            try:
+                if arm not in built:
+                    if alone: built.clear()
+                    gc.collect()  # an arm refers to itself
                     torch.cuda.empty_cache()
-                    note(arm, i, error="out of memory")
+                    built[arm] = build_arm(arm, case, policies, folder, device)
+                note(arm, i, **measure_step(built[arm], peaks=not i))
+            except torch.OutOfMemoryError:
+                failed.add(arm)
+                built.pop(arm, None)
+                note(arm, i, error="out of memory")
 
 # %% ../nbs/25_bench.ipynb #44255ae5
 def _vary(base, **values): return [replace(base, **{name:v}) for name,vs in values.items() for v in vs]

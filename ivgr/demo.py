@@ -15,7 +15,7 @@ import torch
 from .core import InputError,write_atomic
 from .data import NeedleConfig,Samples,write_needle
 from .evaluate import before_after_table,draw_curves,draw_scenes,evaluate,summarise
-from .policy import load_policy
+from .qlora import load_base
 from .trainer import DualStreamConfig,train
 
 # %% ../nbs/19_demo.ipynb #2128f875
@@ -62,7 +62,7 @@ def demo(
     for split,n in (("train", n_train), ("test", n_test)):
         if not (out/"data"/f"{split}.parquet").exists(): write_needle(out/"data", split, n, NeedleConfig(), seed, progress=progress)
     test,seen = Samples(out/"data", "test"),Samples(out/"data", "train")[:n_seen]
-    policy = load_policy(args.policy)
+    policy = load_base(args)
     before,before_seen = (_answers(policy, s, out/f"before-{name}.jsonl", progress) for s,name in ((test, "test"), (seen, "train")))
     training = time.perf_counter()
     policy = train(args, resume, progress)

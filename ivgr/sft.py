@@ -573,6 +573,14 @@ class ColdStartConfig(PolicyConfig):
                              "into several forwards")
 
 # %% ../nbs/12_sft.ipynb #decd5f38
+@contextmanager
+def _fits(what):
+    "Inside: say what can be done where memory runs out"
+    try: yield
+    except torch.OutOfMemoryError as e:
+        raise InputError(f"{what} does not fit into memory: lower tokens_per_forward, max_pixels or per_device_train_batch_size, or use "
+                         f"gradient_checkpointing ({str(e).splitlines()[0]})") from e
+
 class ColdStartTrainer(Trainer):
     "Fine-tune a policy on traces of both streams"
     def __init__(self,
@@ -591,7 +599,7 @@ class ColdStartTrainer(Trainer):
         self.model.train()
         if self._begun==1: self.rehearse()
         self._begun += 1
-        loss,stats = self.learn(inputs, self.pointing)
+        with _fits("a step"): loss,stats = self.learn(inputs, self.pointing)
         for k,v in stats.items(): self._stats[k] = self._stats.get(k, 0)+v
         return add_up(self.model, loss)
     def learn(self, items, beside=None): # This process's lists of traces, one for each prompt; a function that gives a loss
@@ -621,10 +629,7 @@ class ColdStartTrainer(Trainer):
         if not self.largest: return
         device,items = self.policy.device,[self.train_dataset[i] for i in self.largest]
         with torch.random.fork_rng([device] if device.type=="cuda" else []):
-            try: self.learn(items)
-            except torch.OutOfMemoryError as e:
-                raise InputError(f"the largest step does not fit into memory (an image with {len(items[0])} traces, {items[0][0].where}): lower "
-                                 f"tokens_per_forward, max_pixels or per_device_train_batch_size, or use gradient_checkpointing ({str(e).splitlines()[0]})") from e
+            with _fits(f"the largest step (an image with {len(items[0])} traces, {items[0][0].where})"): self.learn(items)
         self.model.zero_grad()
     def log(self, logs, start_time=None):
         if "loss" in logs:
