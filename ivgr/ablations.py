@@ -142,9 +142,9 @@ def _arms():
         yield arm(f"tune-full-visits-{visits}", f"full, each scene {visits} times", visits=visits, **checked)
 
 POOR = "poor-boxes" # A policy, see `poor_start`
-PLACES = {**{place:dict(scenes=scenes) for place,scenes in { # Where does consistency pay? Other scenes and questions, or another start
-              "open":dict(choices=0.), "choice":dict(choices=1.), "attribute":dict(relations=0.), "relation":dict(relations=1.),
-              "clutter":dict(clutter=12), "crowd":dict(objects=4, tile_min=16, tile_max=24)}.items()}, POOR:dict(policy=POOR)}
+PLACES = { # Where does consistency pay? Other scenes and questions, or another start
+    "open":dict(scenes=dict(choices=0.)), "choice":dict(scenes=dict(choices=1.)), "attribute":dict(scenes=dict(relations=0.)), "relation":dict(scenes=dict(relations=1.)),
+    "clutter":dict(scenes=dict(clutter=12)), "crowd":dict(scenes=dict(objects=4, tile_min=16, tile_max=24)), POOR:dict(policy=POOR)}
 ARMS = {a.name:a for a in _arms()}
 
 STUDIES = {
