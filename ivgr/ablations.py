@@ -123,13 +123,13 @@ def _arms():
     yield arm("facts", "facts scored one by one", judge="facts")
     yield arm("anneal", "consistency reward fades out", anneal=True)
     asked = dict(ask=dict(test=2048, train=512))
-    for place,changes in PLACES.items():
-        at = changes|asked
+    for place,at in ({place:dict(scenes=scenes) for place,scenes in PLACES.items()}|{POOR:dict(policy=POOR)}).items():
+        at |= asked
         yield arm(f"start@{place}", "before training", steps=0, **at)
         yield arm(f"textual-2n@{place}", "textual stream only, same compute", n_rollouts=16, **text, **at)
         yield arm(f"dual@{place}", "no consistency reward", judge="none", **at)
         yield arm(f"full@{place}", "the full method", **at)
-    poor = PLACES[POOR]|asked
+    poor = dict(policy=POOR)|asked
     yield arm(f"tau-0@{POOR}", "tau = 0", tau=0., **poor)
     yield arm(f"batch@{POOR}", "no archive: this batch's reference only", reference="batch", **poor)
     yield arm(f"bad-teacher@{POOR}", "right answer, box reward below 0.1", reference="bad", **poor)
@@ -142,9 +142,8 @@ def _arms():
         yield arm(f"tune-full-visits-{visits}", f"full, each scene {visits} times", visits=visits, **checked)
 
 POOR = "poor-boxes" # A policy, see `poor_start`
-PLACES = { # Where does consistency pay? Other scenes and questions, or another start
-    "open":dict(scenes=dict(choices=0.)), "choice":dict(scenes=dict(choices=1.)), "attribute":dict(scenes=dict(relations=0.)), "relation":dict(scenes=dict(relations=1.)),
-    "clutter":dict(scenes=dict(clutter=12)), "crowd":dict(scenes=dict(objects=4, tile_min=16, tile_max=24)), POOR:dict(policy=POOR)}
+PLACES = {"open":dict(choices=0.), "choice":dict(choices=1.), "attribute":dict(relations=0.), "relation":dict(relations=1.),
+          "clutter":dict(clutter=12), "crowd":dict(objects=4, tile_min=16, tile_max=24)} # Other scenes and questions: where does consistency pay?
 ARMS = {a.name:a for a in _arms()}
 
 STUDIES = {
@@ -154,7 +153,7 @@ STUDIES = {
     "rollouts": ("n-2", "n-4", "full", "n-16"),
     "omission": ("start", "dual", "full", "coverage", "facts"),
     "anneal": ("full", "anneal", "dual"),
-    "map": tuple(f"{arm}@{place}" for place in PLACES if place!=POOR for arm in ("start", "textual-2n", "dual", "full")),
+    "map": tuple(f"{arm}@{place}" for place in PLACES for arm in ("start", "textual-2n", "dual", "full")),
     "boxes": tuple(f"{arm}@{POOR}" for arm in ("start", "textual-2n", "dual", "batch", "full", "tau-0", "bad-teacher")),
     "tune": tuple(name for name in ARMS if name.startswith("tune-"))}
 
@@ -202,12 +201,13 @@ def judge_for(
     setting:Setting,          # Of an arm
     seed:int,                 # Of chance, where the judge has any
     step:Callable[[], int],   # Of the training, now: chance and what fades depend on it
+    start:str|Path="tiny",    # The policy before training
 )->Judge|None:                # None: no consistency reward
     "The judge of an arm"
     if setting.judge=="none": return None
     judge:Judge
     if setting.judge=="policy":
-        policy = load_policy(setting.policy)
+        policy = load_policy(start, torch.float32)
         policy.model.requires_grad_(False)
         judge = PolicyJudge(policy, batch_size=64, min_mass=0.)
     else: judge = RubricJudge(JUDGES[setting.judge])
@@ -319,7 +319,7 @@ def evaluation_rows(
 def moved_boxes(
     text:str,   # A grounded reasoning about a needle scene
     rng:Random, # Source of randomness
-)->str:         # The same, its boxes beside their targets, inside the image and of the same size
+)->str:         # The same, each box shifted by up to its own width and height, inside the image
     "Make boxes poor"
     def along(a, b):
         by = max(-a, min(1000-b, rng.uniform(a-b, b-a)))
@@ -383,7 +383,8 @@ def trainer_for(
     args = DualStreamConfig(output_dir=str(folder), max_steps=s.steps, per_device_train_batch_size=s.queries, n_rollouts=s.n_rollouts,
                             learning_rate=s.learning_rate, tau=s.tau, keep_references=s.reference!="batch", seed=seed, save_steps=max(1, s.steps//10), save_total_limit=1, disable_tqdm=True,
                             streams=s.streams[0] if len(s.streams)==1 else "both")
-    trainer = RecordingTrainer(load_policy(start_for(s, out), torch.float32), args, samples, judge_for(s, seed, lambda: trainer.state.global_step), read_truths(samples))
+    start = start_for(s, out)
+    trainer = RecordingTrainer(load_policy(start, torch.float32), args, samples, judge_for(s, seed, lambda: trainer.state.global_step, start), read_truths(samples))
     if s.reference in ("random", "bad"): trainer.archive = OtherArchive(s.reference, seed)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunFiles(progress=False))
@@ -402,15 +403,18 @@ VERSIONS = ("torch", "transformers", "numpy", "ivgr")
 def run(
     arm:Arm,          # What to train
     seed:int,         # Scenes, order, sampling
-    folder:str|Path,  # Of the run; one that was interrupted goes on from its last checkpoint
+    folder:str|Path,  # Of the run; one that was interrupted here goes on from its last checkpoint, what another one has left is deleted
     out:str|Path,     # Where data is kept
 )->list[dict]:        # A row for each evaluation, and one for the training
     "Train one arm with one seed, and evaluate what came out"
     s,folder = arm.setting,Path(folder)
-    resumed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    common = dict(arm=arm.name, seed=seed, key=run_key(s, seed), code=code_version(), setting=differences(s),
-                  versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())
+    made = dict(key=run_key(s, seed), versions={name:version(name) for name in VERSIONS}|{"python":platform.python_version()}, machine=machine())
+    mark = folder/"made.json"
+    resumed = mark.exists() and json.loads(mark.read_text())==made
+    if not resumed:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_atomic(mark, json.dumps(made))
+    common = made|dict(arm=arm.name, seed=seed, code=code_version(), setting=differences(s))
     if resumed: common["resumed"] = True  # then the seconds are those since
     rows = []
     def timed(split, start, **values):
@@ -438,7 +442,7 @@ def run(
 
 # %% ../nbs/20_ablations.ipynb #8da20fe6
 _WHOLE = ("core", "boxes", "prompts", "rewards", "judge", "archive", "loss", "tree", "sampler", "trainer")
-_PARTS = dict(data=("write_needle", "Samples", "load_image"), policy=("load_policy",), sft=("cold_start",), policy_judge=("PolicyJudge",), evaluate=("evaluate", "wilson", "IOU_BINS"),
+_PARTS = dict(data=("write_needle", "Samples", "load_image", "reply"), policy=("load_policy", "load_weights"), qlora=("load_base", "make_trainable", "add_up", "evenly"), sft=("cold_start",), policy_judge=("PolicyJudge",), evaluate=("evaluate", "wilson", "IOU_BINS"),
               ablations=("run",))
 
 def _bare(tree):
@@ -608,7 +612,6 @@ def run_alone(
             arm = Arm(o["name"], o["about"], Setting(**o["setting"]))
             if run_key(arm.setting, o["seed"])!=o["key"]: raise InputError("the code has changed since the command was started: start it again")
             if not done.exists(): write_atomic(done, json.dumps(run(arm, o["seed"], o["folder"], o["out"])))
-            for checkpoint in whole_checkpoints(o["folder"]): shutil.rmtree(checkpoint)
     except Timeout: sys.exit(_TAKEN)
 
 def ablate(
@@ -631,6 +634,7 @@ def ablate(
         append_rows(new, results)
         rows.extend(new)
         known.add(j.key)
+        for checkpoint in whole_checkpoints(j.folder): shutil.rmtree(checkpoint)  # nothing goes on from there
     for j in jobs: collect(j)
     todo,running,failed,busy = [j for j in jobs if j.key not in known],[],[],[]  # `running`: job and process
     def report(what):
@@ -928,7 +932,7 @@ def _compared(): # Of each figure
                           for kind,how in (("facts", "mentioned"), ("facts", "right"), ("where", "right")) for a,b in (("full", "start"), ("full", "dual"), ("coverage", "full"), ("facts", "full"))),
         "rollouts": _versus("n-2", "n-4", "n-16"),
         "map": tuple(Comparison(f"{place}, `full` minus `{b}`", (f"full@{place}",), (f"{b}@{place}",)) for place in PLACES for b in ("start", "dual", "textual-2n")),
-        "boxes": (*(Comparison(f"`full` minus `{b}`", (f"full@{POOR}",), (f"{b}@{POOR}",)) for b in ("dual", "batch", "tau-0", "bad-teacher")),
+        "boxes": (*(Comparison(f"`full` minus `{b}`", (f"full@{POOR}",), (f"{b}@{POOR}",)) for b in ("start", "textual-2n", "dual", "batch", "tau-0", "bad-teacher")),
                   Comparison("IoU of grounded answers, `full` minus `start`", (f"full@{POOR}", "test", "grounded", "iou"), (f"start@{POOR}", "test", "grounded", "iou")),
                   Comparison("IoU of grounded answers, `full` minus `dual`", (f"full@{POOR}", "test", "grounded", "iou"), (f"dual@{POOR}", "test", "grounded", "iou"))),
         "memory": tuple(Comparison(f"`{a}`, training scenes minus test scenes", (a, "train"), (a, "test")) for a in ("textual-2n", "dual", "full")),

@@ -306,9 +306,9 @@ def evaluate_into(
     "Evaluate, with a directory that can be returned to"
     out = Path(out)
     if (out/"run.json").exists():
-        was = {k:v for k,v in json.loads((out/"run.json").read_text()).items() if k in run}
-        if was!=run:
-            raise InputError(f"{str(out)!r} holds another run, with {', '.join(f'{k}={was.get(k)!r} instead of {v!r}' for k,v in run.items() if was.get(k)!=v)}: choose another directory")
+        was = json.loads((out/"run.json").read_text())
+        if other := [f"{k}={was.get(k)!r} instead of {v!r}" for k,v in run.items() if was.get(k)!=v]:
+            raise InputError(f"{str(out)!r} holds another run, with {', '.join(other)}: choose another directory")
         if not resume: raise InputError(f"{str(out)!r} holds this run already, perhaps unfinished: go on with --resume, or choose another directory")
     write_atomic(out/"run.json", json.dumps(run, indent=1))
     skipped = []

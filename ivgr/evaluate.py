@@ -259,28 +259,34 @@ def evaluate(
     modes = None if modes is None else read_modes(modes)
     headers = _read_headers(samples, modes, skipped)
     rows = _done(path, headers)
-    most = batch_size  # That there is memory for, as far as is known
-    def reply_to(batch, generator):
-        nonlocal most
-        if len(batch)<=most:
-            try: return answer(policy, [samples[i] for i in batch], modes, n, max_new_tokens, temperature, top_p, generator, rules)
-            except InputError as e:
-                if skipped is None: raise
-                why = str(e)
-            except torch.OutOfMemoryError as e:
-                most = max(1, len(batch)//2)
-                why = f"out of memory with sample {headers[batch[0]].id!r} alone: give a smaller max_pixels, fewer replies, or a smaller max_new_tokens ({str(e)[:100]})"
-                if skipped is None and len(batch)==1: raise InputError(why) from None
-            gc.collect()  # only here, where what has failed is no longer held by its error
-            torch.cuda.empty_cache()
-        if len(batch)>1: return reply_to(batch[:len(batch)//2], generator)+reply_to(batch[len(batch)//2:], generator)
-        skipped.append(dict(row=batch[0], id=headers[batch[0]].id, error=why))
+    most,fitted = batch_size,0  # What is tried together, and what there was memory for
+    def reply_to(part, *key):
+        nonlocal most,fitted
+        generator = torch.Generator(policy.device).manual_seed(rng_for(seed, "evaluate", *key).getrandbits(63)) if temperature else None
+        try:
+            found = answer(policy, [samples[i] for i in part], modes, n, max_new_tokens, temperature, top_p, generator, rules)
+            fitted = max(fitted, len(part))
+            return found
+        except InputError as e:
+            if skipped is None: raise
+            why = str(e)
+        except torch.OutOfMemoryError as e:
+            why = f"out of memory with sample {headers[part[0]].id!r} alone: give a smaller max_pixels, fewer replies, or a smaller max_new_tokens ({str(e)[:100]})"
+            if skipped is None and len(part)==1: raise InputError(why) from None
+            most = 0
+        gc.collect()  # only here, where what has failed is no longer held by its error
+        torch.cuda.empty_cache()
+        half = len(part)//2
+        if half: return [found for few in (part[:half], part[half:]) for found in reply_to(few, *key[:1], few[0], len(few))]
+        skipped.append(dict(row=part[0], id=headers[part[0]].id, error=why))
         return [[]]
     with tqdm(total=len(samples), desc="evaluate", unit="sample", disable=not progress) as bar:
         for k,batch in enumerate(buckets(headers, batch_size)):
             if any(len(rows.get(headers[i].id, []))!=n*len(headers[i].modes) for i in batch):
-                generator = torch.Generator(policy.device).manual_seed(rng_for(seed, "evaluate", k).getrandbits(63)) if temperature else None
-                new = {headers[i].id:found for i,found in zip(batch, reply_to(batch, generator))}
+                parts = [batch[j:j+most] for j in range(0, len(batch), most)]
+                replies = [found for part in parts for found in reply_to(part, k, *((part[0], len(part)) if len(parts)>1 else ()))]
+                most = most or max(1, fitted)
+                new = {headers[i].id:found for i,found in zip(batch, replies)}
                 rows |= new
                 if path:
                     Path(path).parent.mkdir(parents=True, exist_ok=True)

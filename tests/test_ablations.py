@@ -74,6 +74,9 @@ def test_a_run_that_is_stopped_goes_on(tmp_path, monkeypatch):
     assert seen==[0, 1, 2, 2, 3]
     assert bare(again)==bare(whole) and log(tmp_path/"again")==log(tmp_path/"whole")
     assert again[0]["resumed"] and "resumed" not in whole[0] and whole[0]["references"]
+    made = json.loads((tmp_path/"again"/"made.json").read_text())
+    (tmp_path/"again"/"made.json").write_text(json.dumps(made|dict(machine=dict(cpu="another"))))
+    assert "resumed" not in ab.run(arm, 0, tmp_path/"again", tmp_path)[0]       # half of it would come from elsewhere
 
 def test_other_settings_and_other_code_make_a_run_old(made, monkeypatch):
     out,arms,_ = made
