@@ -274,10 +274,10 @@ def evaluate(
             why = f"out of memory with sample {headers[part[0]].id!r} alone: give a smaller max_pixels, fewer replies, or a smaller max_new_tokens ({str(e)[:100]})"
             if skipped is None and len(part)==1: raise InputError(why) from None
             most = 0
-        gc.collect()  # only here, where what has failed is no longer held by its error
-        torch.cuda.empty_cache()
-        half = len(part)//2
-        if half: return [found for few in (part[:half], part[half:]) for found in reply_to(few, *key[:1], few[0], len(few))]
+        if not most:  # only here, what has failed is no longer held by its error
+            gc.collect()
+            torch.cuda.empty_cache()
+        if half := len(part)//2: return [found for few in (part[:half], part[half:]) for found in reply_to(few, key[0], few[0], len(few))]
         skipped.append(dict(row=part[0], id=headers[part[0]].id, error=why))
         return [[]]
     with tqdm(total=len(samples), desc="evaluate", unit="sample", disable=not progress) as bar:
