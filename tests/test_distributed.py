@@ -61,6 +61,7 @@ def ran(tmp_path_factory):
 def test_the_same_fine_tune(ran, name):
     "Weights and log of a cold start are those of a single process with the same batches; a warm-up is learned once, and taken over"
     saved(ran, name)
+    assert len(lines(ran[0]/"one"/name/"metrics.jsonl"))==2
 
 @pytest.mark.parametrize("name", ["even", "uneven"])
 def test_the_same_update(ran, name):
