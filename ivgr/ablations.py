@@ -77,7 +77,7 @@ class Setting:
         for name in ("queries", "visits", "pool"):
             if getattr(self, name)<1: raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
         if self.steps<0: raise InputError(f"steps={self.steps}: 0 or more")
-        for f in ("streams",): object.__setattr__(self, f, tuple(getattr(self, f)))
+        object.__setattr__(self, "streams", tuple(self.streams))
     @property
     def n_train(self)->int: # Scenes to train on
         return max(1, self.steps*self.queries//self.visits) if self.steps else self.pool
