@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEST_SEED', 'SHIFTED', 'JUDGES', 'REFERENCES', 'POOR', 'PLACES', 'ARMS', 'MAPPED', 'TAUGHT', 'STUDIES', 'CURVES',
-           'VERSIONS', 'MADE', 'DONE', 'OLD', 'BUSY', 'FAILED', 'TODO', 'REVISITED', 'TOOLS', 'LOOKS', 'SHARED',
+           'VERSIONS', 'MADE', 'DONE', 'OLD', 'BUSY', 'FAILED', 'WAITING', 'REVISITED', 'TOOLS', 'LOOKS', 'SHARED',
            'KINDS', 'COMPARED', 'ANALYSED', 'CLAIMS', 'Setting', 'Arm', 'differences', 'studies_of', 'OtherArchive',
            'FadingJudge', 'judge_for', 'read_truths', 'fact_shares', 'score_shares', 'RecordingTrainer', 'read_curves',
            'evaluation_rows', 'moved_boxes', 'poor_start', 'start_for', 'scenes_for', 'trainer_for', 'machine',
@@ -545,7 +545,7 @@ def jobs_for(
     return [Job(a, seed, key, Path(out)/f"{a.name}-{seed}-{key[:6]}") for seed in seeds for a in arms for key in [run_key(a.setting, seed, code)]]
 
 # %% ../nbs/20_ablations.ipynb #28bb6114
-DONE,OLD,BUSY,FAILED,TODO = "done","old","busy","FAILED","-"
+DONE,OLD,BUSY,FAILED,WAITING = "done","old","busy","FAILED","-"
 
 def states(
     jobs:Sequence[Job],              # Asked for
@@ -560,7 +560,7 @@ def states(
     for j in jobs:
         at = (j.arm.name, j.seed)
         out[at] = (DONE if j.key in made.get(at, ()) else f"{j.progress:.0%}" if j in running else FAILED if j in failed else
-                   OLD if at in made else TODO)
+                   OLD if at in made else WAITING)
     return out
 
 def states_table(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ivgr.ablations as ab
-from ivgr.ablations import (ARMS,DONE,FAILED,OLD,TODO,Arm,ablate,append_rows,jobs_for,read_rows,revisit,seconds_left,small,
+from ivgr.ablations import (ARMS,DONE,FAILED,OLD,WAITING,Arm,ablate,append_rows,jobs_for,read_rows,revisit,seconds_left,small,
                             states,states_table)
 from ivgr.core import InputError
 
@@ -81,7 +81,7 @@ def test_other_settings_and_other_code_make_a_run_old(made, monkeypatch):
     out,arms,_ = made
     good = arms[1]
     other = good._replace(setting=replace(good.setting, tau=.5))
-    assert states(jobs_for([other], [0, 1], out), read_rows(out))=={("good", 0):OLD, ("good", 1):TODO}
+    assert states(jobs_for([other], [0, 1], out), read_rows(out))=={("good", 0):OLD, ("good", 1):WAITING}
     monkeypatch.setattr(ab, "code_version", lambda: "new")
     assert states(jobs_for([good], [0], out), read_rows(out))=={("good", 0):OLD}
 
@@ -133,7 +133,7 @@ def test_time_left(tmp_path):
     for useless in (dict(machine={"cpu":"another"}), dict(resumed=True)): assert seconds_left([b], [], [rows[0]|useless], 1) is None
 
 def test_the_table():
-    lines = states_table({("a", 0):DONE, ("long name", 0):"40%", ("a", 1):TODO}).splitlines()
+    lines = states_table({("a", 0):DONE, ("long name", 0):"40%", ("a", 1):WAITING}).splitlines()
     assert lines[0].split()==["arm", "seed", "0", "seed", "1"] and lines[1].split()==["a", "done", "-"]
     assert len({len(l) for l in lines})==1
 
