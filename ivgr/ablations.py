@@ -957,15 +957,15 @@ def conclude(
 def tuning_table(
     rows:Sequence[dict] # From `read_rows`
 )->str:                 # Markdown
-    "Accuracy of textual answers on validation scenes, for each learning rate and number of visits"
+    "Accuracy of textual answers on validation scenes, for each learning rate and number of visits; beside it, that of what was sampled in the last twentieth of the training"
     lines,used = [],Setting()
     for name in STUDIES["tune"]:
         s,m = ARMS[name].setting,measured(rows, name, "validation")
-        e = m.estimate
+        e,sampled = m.estimate,measured(rows, name, "training", "last", "textual/accuracy").estimate
         found = commands_for([(name,)]) if e is None else f"{e.mean:.3f}"+("" if math.isnan(e.low) else f" ({e.low:.3f} to {e.high:.3f})")+f", {e.seeds} seed{'s'*(e.seeds>1)}, n = {m.n}"
         same = (s.learning_rate, s.visits)==(used.learning_rate, used.visits)
-        lines.append(f"| {'both streams, full method' if len(s.streams)>1 else 'textual only, same compute'} | {s.learning_rate:g} | {s.visits} | {found}{' (used)'*same} |")
-    return "| arm | learning rate | visits to a scene | accuracy (95%) |\n|---|---|---|---|\n"+"\n".join(lines)
+        lines.append(f"| {'both streams, full method' if len(s.streams)>1 else 'textual only, same compute'} | {s.learning_rate:g} | {s.visits} | {found}{' (used)'*same} | {f'{sampled.mean:.3f}' if sampled else ''} |")
+    return "| arm | learning rate | visits to a scene | accuracy (95%) | on training scenes, sampled |\n|---|---|---|---|---|\n"+"\n".join(lines)
 
 # %% ../nbs/20_ablations.ipynb #bfdd548a
 def draw_components(
