@@ -27,5 +27,5 @@ setup(
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k[:-len(extra)]: v.split() for k,v in cfg.items() if k.endswith(extra)},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['ivgr=ivgr._modidx:d'],
-                  'lmms_eval.models': ['ivgr=ivgr.lmms:manifest']},
+                  'lmms_eval.models': ['ivgr=ivgr.evaluate.lmms:manifest']},
 )

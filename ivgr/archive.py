@@ -6,18 +6,21 @@
 __all__ = ['Reference', 'Archive', 'judge_groups', 'reward_stats', 'score_groups']
 
 # %% ../nbs/06_archive.ipynb #2b936d6e
-import gc,json,math,warnings
-from collections.abc import Callable,Iterable,Mapping,Sequence
+import gc
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass,fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
-from .core import Group,InputError,Rollout,Stream,is_number,write_atomic
-from .judge import SCORES,Judge,Pair,ask_judge,nearest
-from .rewards import SINGLE_WEIGHTS,base_rewards,totals
+from .core import Group, InputError, Rollout, Stream, is_number, write_atomic
+from .judge import SCORES, Judge, Pair, ask_judge, nearest
+from .rewards import UNPAIRED_WEIGHTS, base_rewards, totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
 def _is_box(b): return isinstance(b, (list, tuple)) and len(b)==4 and all(map(is_number, b))
@@ -302,7 +305,7 @@ def score_groups(
     judge:Judge|None,                              # Called once; None: no consistency term
     step:int,                                      # Now
     weights:Mapping[str, float]|None=None,         # Of the parts in the paired streams; `WEIGHTS` by default
-    single_weights:Mapping[str, float]|None=None,  # Of the parts in the single stream; `SINGLE_WEIGHTS` by default
+    single_weights:Mapping[str, float]|None=None,  # Of the parts in the unpaired stream; `UNPAIRED_WEIGHTS` by default
     rules:Mapping[str, str]|None=None,             # Which rule decides about the answers to which questions; see `read_rules`
     everyone:Callable[[Sequence], list]=list,      # With several processes: makes a list of theirs, in one order, of each one's list
 )->dict[str, float]:                               # Numbers for the log
@@ -314,7 +317,7 @@ def score_groups(
     for g in groups:
         for stream in Stream:
             rs = g.of(stream)
-            w = (SINGLE_WEIGHTS if single_weights is None else single_weights) if stream==Stream.SINGLE else weights
+            w = (UNPAIRED_WEIGHTS if single_weights is None else single_weights) if stream==Stream.UNPAIRED else weights
             for r,total in zip(rs, totals([r.reward for r in rs], w).tolist()): r.reward.total = total
     groups,scores = everyone(groups),everyone(scores)
     updates = sum(new|archive.update(g, step) for new,g in zip(news, groups)) # open answers are known to be right only now

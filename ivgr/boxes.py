@@ -7,10 +7,11 @@ __all__ = ['FRAMES', 'FAMILIES', 'as_boxes', 'pairwise_iou', 'paper_box_reward',
            'Frame', 'convert', 'model_frame', 'valid_boxes', 'clip_boxes', 'union_box']
 
 # %% ../nbs/01_boxes.ipynb #4d88bbd8
-import math,operator
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral,Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch

@@ -6,8 +6,11 @@
 __all__ = ['InputError', 'Stream', 'Sample', 'Parsed', 'Reward', 'Rollout', 'Group', 'rng_for', 'is_number', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #445e22d1
-import json,math,os,random
-from dataclasses import dataclass,field
+import json
+import math
+import os
+import random
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ class Stream(str, Enum):
     "How a query is asked (paper, section on the two streams)"
     GROUNDED = "grounded"  # Every object in the reasoning is followed by its box
     TEXTUAL = "textual"    # The same question, reasoning in words only
-    SINGLE = "single"      # Data without boxes: textual prompt, no partner stream
+    UNPAIRED = "unpaired"      # Data without boxes: textual prompt, no partner stream
     def __str__(self): return self.value
 
 # %% ../nbs/00_core.ipynb #7795825c
@@ -35,11 +38,11 @@ class Sample:
     boxes: tuple = ()          # `(x1, y1, x2, y2)` of each target, in pixels of the original first image
     source: str = ""           # Name of the data set it came from
     question_type: str = ""    # Free label by which results are broken down
-    paired: bool = True        # True: both streams; False: the single stream
+    paired: bool = True        # True: both streams; False: the unpaired stream
     @property
     def streams(self)->tuple[Stream, ...]:
         "The streams in which this sample is rolled out"
-        return (Stream.GROUNDED, Stream.TEXTUAL) if self.paired else (Stream.SINGLE,)
+        return (Stream.GROUNDED, Stream.TEXTUAL) if self.paired else (Stream.UNPAIRED,)
 
 # %% ../nbs/00_core.ipynb #f5e77c4d
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Rollout:
     reward: Reward|None = None     # Filled in by scoring
     reference: list[float]|None = None # Log-probability of each token under the reference policy; None where there is no KL term
     weights: list[float]|None = None   # Importance weight of each token that another engine sampled; None: sampled by the policy itself
+    advantage: float|None = None       # Compared with the other rollouts of its query and stream; filled in once the group is scored
 
 # %% ../nbs/00_core.ipynb #950b5a71
 @dataclass
@@ -82,6 +86,7 @@ class Group:
     rollouts: list[Rollout]     # Of every stream of the sample
     frame: Any = None           # Coordinates in which this policy writes boxes for this very image
     image_size: tuple[int, int]|None = None  # (width, height) of the original first image, in pixels
+    query: Any = None           # The sample as tokens and pixels; None once the group has left its process
     def of(self, stream:Stream  # Which rollouts
           )->list[Rollout]:     # In the order in which they were sampled
         "The rollouts of one stream, which are compared with each other only"

@@ -8,8 +8,10 @@ __all__ = ['MAX_LOG_RATIO', 'group_advantages', 'clipped_surrogate', 'k3_kl', 'i
 
 # %% ../nbs/07_loss.ipynb #160d9162
 import math
+
 import torch
 from torch import Tensor
+
 from .core import InputError
 
 # %% ../nbs/07_loss.ipynb #0ef2b53c

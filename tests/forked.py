@@ -5,7 +5,7 @@ from pathlib import Path
 from conftest import FORKSERVER,write_to
 
 def _command(words):
-    from ivgr.cli import main
+    from ivgr.tools.cli import main
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
     sys.exit(main(words))
 

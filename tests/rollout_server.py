@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ivgr.core import Stream
 from ivgr.sampler import sample_rollouts
-from ivgr.tree import Query,backbone
+from ivgr.tree import Query, backbone
 
 from fault_server import FaultServer
 
@@ -36,7 +36,7 @@ class RolloutFake(FaultServer):
         ids = p.tokenizer(text, add_special_tokens=False)["input_ids"]
         kinds = torch.tensor([[int(i==p.config.image_token_id) for i in ids]])
         positions,_ = backbone(p.model)[0].get_rope_index(torch.tensor([ids]), kinds, image_grid_thw=grid)
-        return Query(ids[:-1], {Stream.SINGLE:ids[-1:]}, feats["pixel_values"], grid, positions[:,0,:-1])
+        return Query(ids[:-1], {Stream.UNPAIRED:ids[-1:]}, feats["pixel_values"], grid, positions[:,0,:-1])
 
     def answer(self, request, path, fault):
         said = lambda text,code=200: (f"{code} X", json.dumps(dict(error=dict(message=text, code=code))) if code!=200 else text)
@@ -71,7 +71,7 @@ class RolloutFake(FaultServer):
                         logprobs=dict(content=told) if request.get("logprobs") and fault!="no-logprobs" else None,
                         token_ids=ids if request.get("return_token_ids") and fault!="no-ids" else None)
         choices = [choice(i, r) for i,r in enumerate(rollouts)][::-1]     # the order is not promised
-        prompt = query.trunk+query.branches[Stream.SINGLE]
+        prompt = query.prefix+query.suffixes[Stream.UNPAIRED]
         if fault=="other-prompt": prompt = prompt[1:]
         return dict(id="x", object="chat.completion", created=0, model=request["model"], choices=choices[:1] if fault=="one-reply" else choices,
                     prompt_token_ids=prompt if request.get("return_token_ids") and fault!="no-ids" else None)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import ivgr.ablations as ab
-from ivgr.ablations import (ARMS,DONE,FAILED,OLD,WAITING,Arm,ablate,append_rows,jobs_for,read_rows,revisit,seconds_left,small,
-                            states,states_table)
+import ivgr.studies.ablations as ab
+from ivgr.studies.ablations import (
+    ARMS, DONE, FAILED, OLD, WAITING, Arm, ablate, append_rows, jobs_for, read_rows, revisit,
+    seconds_left, small, states, states_table,
+)
 from ivgr.core import InputError
 
 TINY = replace(small(ARMS["full"]).setting, steps=1, queries=2, ask=dict(test=2))

@@ -6,7 +6,7 @@ import pytest,yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from hypothesis import example,given,settings,strategies as st
 
-from ivgr.cli import _judge_flags,read_settings,read_yaml,settings_parser
+from ivgr.tools.cli import _judge_flags, read_settings, read_yaml, settings_parser
 from ivgr.core import InputError
 from ivgr.trainer import DualStreamConfig
 

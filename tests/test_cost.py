@@ -4,8 +4,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
-from ivgr.bench import Case, bench_policy, bench_samples, ideal_tokens, measure_step, ours
-from ivgr.tree import block_mask, encode
+from ivgr.studies.bench import Case, bench_policy, bench_samples, ideal_tokens, measure_step, ours
+from ivgr.policy import encode
+from ivgr.tree import block_mask
 
 
 @pytest.fixture(params=[dict(), dict(queries=2), dict(n=3, length=5), dict(lora_rank=4, checkpointing=True)], ids=str)
@@ -22,7 +23,7 @@ def test_every_token_and_image_once(case, shared, tmp_path):
     leaves = 2*case.n*case.queries
     if shared: tokens,images = sum(ideal_tokens(q, case.n, case.length) for q in queries),case.queries
     else:
-        tokens = sum(case.n*(len(q.trunk)+len(b)+case.length) for q in queries for b in q.branches.values())
+        tokens = sum(case.n*(len(q.prefix)+len(b)+case.length) for q in queries for b in q.suffixes.values())
         images = leaves
     fed = found['tokens']
     assert fed['sampling']+fed['decoding']==tokens-leaves  # nothing follows the last token of a reply
@@ -35,10 +36,10 @@ def test_flex_attention_is_compiled_once_for_trees_of_all_sizes():
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(flex_attention, dynamic=True, backend='aot_eager')  # the graph alone, no kernels
-    for rows,trunk,graphs in ((300, 100, 1), (450, 220, 1), (700, 301, 1), (301, 1, 1), (500, 500, 2), (600, 600, 2)):
+    for rows,prefix,graphs in ((300, 100, 1), (450, 220, 1), (700, 301, 1), (301, 1, 1), (500, 500, 2), (600, 600, 2)):
         q,k,v = (torch.randn(1, heads, rows, 16) for heads in (4, 2, 2))
         sees = torch.ones(rows, rows, dtype=torch.bool).tril()
-        sees[trunk+(rows-trunk)//2:, trunk:trunk+(rows-trunk)//2] = False
-        with torch.no_grad(): found = compiled(q, k, v, block_mask=block_mask(sees[None, None, trunk:], rows), enable_gqa=True)
+        sees[prefix+(rows-prefix)//2:, prefix:prefix+(rows-prefix)//2] = False
+        with torch.no_grad(): found = compiled(q, k, v, block_mask=block_mask(sees[None, None, prefix:], rows), enable_gqa=True)
         assert torch.allclose(found, torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, enable_gqa=True), atol=1e-5)
         assert counters['stats']['unique_graphs']==graphs, rows

@@ -6,7 +6,10 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from ivgr.boxes import Frame
 from ivgr.core import InputError
-from ivgr.data import Encoded, ImageFinder, NeedleConfig, Samples, _sample, box_text, check_boxes, image_size, load_image, needle_scene, split_of, target_boxes, unpack, write_needle
+from ivgr.data.files import ImageFinder, unpack
+from ivgr.data.images import Encoded, image_size, load_image
+from ivgr.data.samples import Samples, _sample, check_boxes, target_boxes
+from ivgr.needle import NeedleConfig, box_text, needle_scene, split_of, write_needle
 from ivgr.prompts import read_boxes
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def _archive(path, n=50, size=10_000):
             tar.addfile(member, io.BytesIO(random.Random(i).randbytes(size)))
     return path
 
-UNPACK = "import sys; from pathlib import Path; from ivgr.data import unpack; print(unpack(Path(sys.argv[1])))"
+UNPACK = "import sys; from pathlib import Path; from ivgr.data.files import unpack; print(unpack(Path(sys.argv[1])))"
 
 def test_processes_unpack_once(tmp_path):
     "Four processes that need the same archive at the same time get one directory, with everything in it"
@@ -131,7 +134,7 @@ def test_killed_while_unpacking(tmp_path, home, monkeypatch):
 
 def test_no_room_is_said_before(tmp_path, home, monkeypatch):
     archive = _archive(tmp_path/'images.tar.gz')
-    monkeypatch.setattr('ivgr.data.shutil.disk_usage', lambda p: type('', (), dict(free=1000))())
+    monkeypatch.setattr('ivgr.data.files.shutil.disk_usage', lambda p: type('', (), dict(free=1000))())
     with pytest.raises(InputError, match='set HF_HOME to a larger disk'): unpack(archive)
 
 @pytest.mark.parametrize('name', ['../out.bin', '/ivgr-out.bin', 'a/../../out.bin', 'link/out.bin'])
@@ -192,7 +195,7 @@ def test_images_in_the_table_stay_out_of_memory(tmp_path):
     assert float(out.stdout)<20, f'{out.stdout} MB'
 
 def test_images_stay_closed(tmp_path, monkeypatch):
-    "Opening a data set, and reading rows of the single stream, opens no image"
+    "Opening a data set, and reading rows of the unpaired stream, opens no image"
     rows = [dict(problem='<image>\nWhat?', query='What?', answer='this', images=[f'{i}.png'], target_instances=[dict(bbox=[1., 1., 5., 5.])],
                  datasource=source) for i,source in enumerate(['ours_x', 'treevgr'])]
     for i in range(2): Image.new('RGB', (9, 9)).save(tmp_path/f'{i}.png')

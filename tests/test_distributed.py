@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivgr.data import Samples,write_needle
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
 from ivgr.policy import load_policy
-from ivgr.qlora import LoraSettings,add_lora
+from ivgr.qlora import LoraSettings, add_lora
 from ivgr.sampler import QuerySampler
-from ivgr.server import chat
-from ivgr.tree import encode
+from ivgr.serve.rollouts import chat
+from ivgr.policy import encode
 
 from forked import both
 from rollout_server import RolloutFake
@@ -122,7 +123,7 @@ def test_each_asks_for_its_share(served):
     order = QuerySampler(samples.paired, 2*SETTINGS["per_device_train_batch_size"], seed=42)
     for step,requests in enumerate(asked.values()):
         queries = [encode(policy, samples[i]) for i in order.batch(step)]
-        assert sorted(json.dumps(r["messages"]) for r in requests)==sorted(json.dumps(chat(policy, q, s)) for q in queries for s in q.branches)
+        assert sorted(json.dumps(r["messages"]) for r in requests)==sorted(json.dumps(chat(policy, q, s)) for q in queries for s in q.suffixes)
         assert {r["n"] for r in requests}=={SETTINGS["n_rollouts"]} and len({r["seed"] for r in requests})==len(requests)
     steps = lines(out/"whole"/"metrics.jsonl")
     assert len(steps)==len(asked)==SETTINGS["max_steps"]

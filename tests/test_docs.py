@@ -10,9 +10,9 @@ import ivgr
 from forked import Forked
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
+NOTEBOOKS = sorted((ROOT/'nbs').rglob('[!_.]*.ipynb'))
 SITE,REPO = 'https://ivgr.github.io/ivgr/','https://github.com/ivgr/ivgr/blob/main/'
-by_name = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+by_name = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
 
 def cells(path): return [(c, ''.join(c['source'])) for c in json.loads(path.read_text())['cells']]
 
@@ -60,7 +60,7 @@ def broken(path, top):
         elif re.match('[a-z]+:', to): continue
         else:
             file = Path(posixpath.normpath(path.parent/to)) if to else path
-            if path.parent.name=='nbs' and path.parent not in file.parents: yield f'{link}: not on the website, link to {REPO}...'
+            if path.suffix=='.ipynb' and top/'nbs' not in file.parents: yield f'{link}: not on the website, link to {REPO}...'
         if not file.exists(): yield f'{link}: no such file'
         elif anchor and file.suffix in ('.ipynb', '.md') and anchor not in page(file).ids: yield f'{link}: no such heading'
 
@@ -127,7 +127,7 @@ def of_class(name, cls):
             if x.endswith('docstring') and (short or k=='__init__' or inspect.getdoc(getattr(cls, k))): continue
             if x.endswith('docstring') or k=='__init__' or not inherited: yield x
 
-@pytest.mark.parametrize('name', [m.name for m in pkgutil.iter_modules(ivgr.__path__) if m.name[0]!='_'])
+@pytest.mark.parametrize('name', [m.name[5:] for m in pkgutil.walk_packages(ivgr.__path__, 'ivgr.') if not m.name.endswith('__')])
 def test_every_exported_name_is_explained(name):
     mod = importlib.import_module(f'ivgr.{name}')
     bad = []
@@ -146,11 +146,11 @@ def test_the_website_has_what_its_settings_name():
     assert (ROOT/site['repo-subdir']).is_dir() and set(html['theme'])=={'light', 'dark'} and html['html-math-method']=='mathml'
     assert (ROOT/'nbs/404.qmd').exists() and (ROOT/'nbs'/html['css']).exists()
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem[0]=='3'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name=='tutorials'], ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
 def test_a_tutorial_opens_in_colab(path):
     "With a badge, and a cell that installs the package where it is missing"
     text = '\n'.join(s for _,s in cells(path))
-    assert f'https://colab.research.google.com/github/ivgr/ivgr/blob/main/nbs/{path.name}' in text
+    assert f'https://colab.research.google.com/github/ivgr/ivgr/blob/main/nbs/tutorials/{path.name}' in text
     assert 'if find_spec("ivgr") is None:' in text
 
 def prepare(paths):

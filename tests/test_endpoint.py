@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ivgr.core import InputError
-from ivgr.endpoint import EndpointConfig,EndpointJudge
+from ivgr.serve.endpoint import EndpointConfig, EndpointJudge
 from ivgr.judge import Pair
 
 from fault_server import FAULTS,LASTING,FaultServer,truth
@@ -165,7 +165,7 @@ def test_inside_a_running_loop():
 
 CHILD = """
 import json,signal,sys
-from ivgr.endpoint import EndpointConfig,EndpointJudge
+from ivgr.serve.endpoint import EndpointConfig,EndpointJudge
 from ivgr.judge import Pair
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off for what runs in the background
 settings,pairs = json.load(sys.stdin)

@@ -4,10 +4,12 @@ import json,random,signal,time,warnings
 import pytest
 import torch
 
-from ivgr.data import Samples,write_needle
-from ivgr.endpoint import EndpointConfig,EndpointJudge
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
+from ivgr.serve.endpoint import EndpointConfig, EndpointJudge
 from ivgr.policy import load_policy
-from ivgr.trainer import DualStreamConfig,DualStreamTrainer,RunFiles
+from ivgr.train.runs import RunFiles
+from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 from fault_server import FAULTS,FaultServer,truth
 from forked import command

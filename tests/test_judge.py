@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume,given,strategies as st
 
 from ivgr.core import InputError
-from ivgr.judge import SCORES,Facts,Pair,RubricJudge,contradicts,possible,read_facts,rubric_score
+from ivgr.judge import SCORES, Facts, Pair, RubricJudge, contradicts, possible, read_facts, rubric_score
 
 COLOURS = "red orange yellow green cyan blue purple black".split()
 ROWS,COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given,settings,strategies as st
 
 from ivgr.core import InputError
-from ivgr.data import NeedleConfig
-from ivgr.evaluate import wilson
-from ivgr.judge import SCORES,NoisyJudge,RubricJudge,read_facts
-from ivgr.judge_check import KINDS,check,draw_confusion,judge_check,make_pairs,report_text
+from ivgr.needle import NeedleConfig
+from ivgr.evaluate.statistics import wilson
+from ivgr.evaluate.judge_check import NoisyJudge
+from ivgr.judge import SCORES, RubricJudge, read_facts
+from ivgr.evaluate.judge_check import KINDS, check, draw_confusion, judge_check, make_pairs, judge_report
 
 MANY = make_pairs(1800)
 PAIRS = MANY[:36]
@@ -70,7 +71,7 @@ def test_counts_agree_with_a_plain_loop(given_scores):
     if scored:
         assert r["bias"]==pytest.approx(sum(s-t for t,s in scored)/len(scored))
         assert r["error"]==pytest.approx(sum(abs(s-t) for t,s in scored)/len(scored))
-    assert json.loads(json.dumps(r))==r and len(report_text(r).splitlines())==6+1+2+len(KINDS)+1+1
+    assert json.loads(json.dumps(r))==r and len(judge_report(r).splitlines())==6+1+2+len(KINDS)+1+1
 
 def test_bias_has_the_sign_of_generosity():
     assert check(lambda pairs: [1.]*len(pairs), PAIRS)["bias"]>0 and check(lambda pairs: [0.]*len(pairs), PAIRS)["bias"]<0
@@ -113,7 +114,7 @@ def test_the_figure_shows_the_counts():
 def test_what_a_judge_reports_is_told():
     class Counting(RubricJudge):
         def report(self): return {"calls":90, "failed/timeout":3, "seconds":4.5}
-    text = report_text(judge_check(Counting(), 9))
+    text = judge_report(judge_check(Counting(), 9))
     assert "calls 90, failed/timeout 3; 20 calls per second" in text
-    assert "calls per second" not in report_text(judge_check(Counting(), 9), speed=False)
-    assert "reports" not in report_text(judge_check(RubricJudge(), 9))
+    assert "calls per second" not in judge_report(judge_check(Counting(), 9), speed=False)
+    assert "reports" not in judge_report(judge_check(RubricJudge(), 9))

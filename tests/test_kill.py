@@ -3,8 +3,8 @@ import random,signal,time
 
 import pytest
 
-from ivgr.data import write_needle
-from ivgr.sft import whole_checkpoints
+from ivgr.needle import write_needle
+from ivgr.train.runs import whole_checkpoints
 
 from fault_server import FaultServer
 from conftest import FORKSERVER
@@ -47,8 +47,9 @@ def test_killed_while_saving(data, whole, tmp_path, sign):
 
 def live(data, out, url, sizes, resume):
     import torch
-    from ivgr.endpoint import EndpointConfig
-    from ivgr.trainer import DualStreamConfig,train
+    from ivgr.serve.endpoint import EndpointConfig
+    from ivgr.train.rl import train
+    from ivgr.trainer import DualStreamConfig
     torch.set_num_threads(1)
     args = DualStreamConfig(data=data, output_dir=out, judge="endpoint", use_cpu=True, **sizes)
     train(args, resume, progress=False, endpoint=EndpointConfig(url=url, model="m"))

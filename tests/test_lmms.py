@@ -10,9 +10,9 @@ from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score,pope_process_resu
 from lmms_eval.tasks.realworldqa.utils import realworldqa_process_results
 from lmms_eval.tasks.vstar_bench.utils import vstar_process_results
 
-from ivgr.benchmarks import yes_scores
-from ivgr.lmms import manifest
-from ivgr.rewards import accuracy
+from ivgr.evaluate.benchmarks import yes_scores
+from ivgr.evaluate.lmms import manifest
+from ivgr.data.answers import accuracy
 
 OPTIONS = dict(A="rubber", B="cotton", C="kevlar", D="leather")
 QUESTION = "What is the material of the glove?\n"+"\n".join(f"({l}) {t}" for l,t in OPTIONS.items())
@@ -50,8 +50,8 @@ def test_f1_of_pope():
 
 def test_lmms_eval_finds_and_runs_it():
     from types import SimpleNamespace
-    from ivgr.benchmarks import Needles
-    from ivgr.evaluate import evaluate
+    from ivgr.evaluate.benchmarks import Needles
+    from ivgr.evaluate.ask import evaluate
     registry = ModelRegistryV2()
     registry.register_manifest(manifest())
     model = registry.get_model_class("ivgr").create_from_arg_string("pretrained=tiny,mode=textual,max_new_tokens=64", {"batch_size":2, "device":"cpu"})

@@ -7,9 +7,10 @@ from peft import LoraConfig,get_peft_model
 
 from ivgr.core import InputError
 from ivgr.judge import Pair
-from ivgr.judge_check import make_pairs
-from ivgr.policy import tiny_policy
-from ivgr.policy_judge import JUDGE_PROMPT,PolicyJudge,ask_text,frozen_base,label_tokens
+from ivgr.evaluate.judge_check import make_pairs
+from ivgr.train.tiny import tiny_policy
+from ivgr.policy import frozen_base
+from ivgr.serve.policy_judge import JUDGE_PROMPT, PolicyJudge, ask_text, label_tokens
 
 PAIRS = [k.pair for k in make_pairs(18)]
 PLAIN = dict(target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False, lora_dropout=.3)

@@ -7,7 +7,7 @@ import ivgr,pytest,yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = {p.name for p in (ROOT/'nbs').glob('[!_.]*.ipynb')}
+NOTEBOOKS = {p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs').rglob('[!_.]*.ipynb')}
 
 def settings():
     cfg = ConfigParser(delimiters='=', interpolation=None)
@@ -56,7 +56,7 @@ def test_sidebar_lists_every_notebook_once():
 
 def test_index_lists_every_notebook():
     text = ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'])
-    assert set(re.findall(r'\]\((\w+\.ipynb)\)', text))==NOTEBOOKS-{'index.ipynb'}
+    assert set(re.findall(r'\]\(([\w/]+\.ipynb)\)', text))==NOTEBOOKS-{'index.ipynb'}
 
 @pytest.mark.parametrize('path', ['nbs/index.ipynb', 'README.md', 'CONTRIBUTING.md', 'Makefile', '.ci/run'])
 def test_every_make_target_that_is_mentioned_exists(path):
@@ -81,7 +81,7 @@ def test_types_hold_where_they_are_checked(tmp_path):
 
 def test_nothing_is_unpickled_and_no_foreign_code_is_run():
     "Weights are safetensors, archives and settings JSON or YAML; what others publish is read, never executed"
-    for f in (ROOT/'ivgr').glob('*.py'):
+    for f in (ROOT/'ivgr').rglob('*.py'):
         for node in ast.walk(ast.parse(f.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {n.split('.')[0] for n in names if n}&{'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'marshal'}, f"{f.name}: {names}"
@@ -102,7 +102,7 @@ def test_no_path_of_a_machine_is_written_down():
 
 BASE = """
 import sys
-import ivgr, ivgr.cli
+import ivgr, ivgr.tools.cli
 heavy = {'torch', 'transformers', 'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'matplotlib', 'datasets', 'shtab', 'rich'}
 print(sorted(heavy&{m.split('.')[0] for m in sys.modules}))
 """

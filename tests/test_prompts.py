@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import example,given,strategies as st
 
-from ivgr.boxes import Frame,valid_boxes
-from ivgr.core import Sample,Stream
-from ivgr.prompts import Prompts,messages,parse,read_boxes,strip_placeholders
+from ivgr.boxes import Frame, valid_boxes
+from ivgr.core import Sample, Stream
+from ivgr.prompts import Prompts, messages, parse, read_boxes, strip_placeholders
 
 FULL = Frame.unit1000()
 GOOD = "<think>t</think><answer>a</answer>"
@@ -60,7 +60,7 @@ def test_reads_what_slower_readers_read(text):
     assert (p.boxes, p.invalid_boxes)==(slow_boxes(think) if think is not None else ((), 0))
     assert p.wrote_boxes>=("<box>" in text or "</box>" in text)
     if p.well_formed: assert p.think is not None and p.answer is not None
-    for stream in (Stream.TEXTUAL, Stream.SINGLE):  # the same reply, and no box is read from it
+    for stream in (Stream.TEXTUAL, Stream.UNPAIRED):  # the same reply, and no box is read from it
         assert parse(text, stream)==replace(p, boxes=(), invalid_boxes=0)
 
 @given(st.text(alphabet="ab <>/[],.+-e019\n\t\u00a0\u0661\U0001d7d9box"))

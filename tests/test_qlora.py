@@ -15,12 +15,17 @@ from transformers import AutoConfig,AutoModelForImageTextToText,Qwen2VLImageProc
 import ivgr
 from ivgr import qlora,sampler
 from ivgr.boxes import Frame
-from ivgr.core import InputError,Reward
-from ivgr.data import Samples,write_needle
-from ivgr.policy import TINY_PROMPTS,is_quantised,load_policy,save_policy,tiny_tokenizer
-from ivgr.qlora import LoraSettings,add_lora,evenly,lora_targets,merge,push_policy,shard_base
+from ivgr.core import InputError, Reward
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
+from ivgr.policy import is_quantised, load_policy, save_policy
+from ivgr.train.tiny import TINY_PROMPTS, tiny_tokenizer
+from ivgr.qlora import LoraSettings, add_lora, lora_targets, merge_adapter
+from ivgr.train.distributed import pad_microbatches, shard_base
+from ivgr.train.hub import push_policy
 from ivgr.sampler import sample_rollouts
-from ivgr.tree import Policy,encode,packs,token_logps
+from ivgr.policy import Policy, encode
+from ivgr.tree import packs, token_logps
 
 torch.set_num_threads(1)
 FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5"]
@@ -66,7 +71,7 @@ def rolled(policy, data, n=2):
     return queries,sample_rollouts(policy, queries, n, 8, generator=torch.Generator().manual_seed(0))
 
 def logps(policy, queries, rollouts):
-    with torch.no_grad(): values,mask = token_logps(policy.model, queries, rollouts, banned=policy.banned)
+    with torch.no_grad(): values,mask = token_logps(policy.model, queries, rollouts, suppress_tokens=policy.suppress_tokens)
     return values[mask]
 
 def shake(policy, std=.1):
@@ -102,7 +107,7 @@ def test_sampling_takes_no_gradient_away(family, bits, saved, data):
     lora = shake(add_lora(load_policy(saved/family, device="cpu", quantise=bits)))
     queries,rollouts = rolled(load_policy(saved/family, device="cpu"), data)
     def gradients():
-        values,mask = token_logps(lora.model, queries, rollouts, banned=lora.banned)
+        values,mask = token_logps(lora.model, queries, rollouts, suppress_tokens=lora.suppress_tokens)
         return torch.autograd.grad(values[mask].sum(), [p for p in lora.model.parameters() if p.requires_grad])
     before = gradients()
     rolled(lora, data)
@@ -133,7 +138,7 @@ def test_merged_is_the_adapter_on_the_unpacked_base(family, settings, saved, dat
     queries,rollouts = rolled(lora, data)
     learned = logps(lora, queries, rollouts)
     with lora.model.disable_adapter(): base = logps(lora, queries, rollouts)
-    save_policy(merge(lora), tmp_path)
+    save_policy(merge_adapter(lora), tmp_path)
     plain = load_policy(tmp_path, device="cpu")
     assert not is_quantised(plain.model) and "quantization_config" not in json.loads((tmp_path/"config.json").read_text())
     assert {type(m) for m in plain.model.modules() if isinstance(m, nn.Linear)}=={nn.Linear}
@@ -163,8 +168,8 @@ def test_who_fills_up_takes_the_same_way(family, targets, saved, data, alone, mo
                     seen.append((n, out.requires_grad))
                     if out.requires_grad: out.register_hook(lambda grad: seen.append((n, "backward")))
                 hooks.append(m.register_forward_hook(note))
-        for i in evenly(real, parts):
-            values,mask = token_logps(real.model, [queries[i]], [rollouts[i]], banned=real.banned)
+        for i in pad_microbatches(real, parts):
+            values,mask = token_logps(real.model, [queries[i]], [rollouts[i]], suppress_tokens=real.suppress_tokens)
             values[mask].sum().backward()
         for h in hooks: h.remove()
         grads = {n:p.grad.clone() for n,p in real.model.named_parameters() if p.grad is not None}
@@ -191,9 +196,9 @@ def test_greedy_rollouts_are_what_generate_gives_also_in_four_bits(family, saved
     queries = [encode(policy, s) for s in Samples(data)[:3]]
     for q,rs in zip(queries, sample_rollouts(policy, queries, 2, 8, temperature=0)):
         for r in rs:
-            ids = torch.tensor([q.trunk+q.branches[r.stream]])
+            ids = torch.tensor([q.prefix+q.suffixes[r.stream]])
             out = policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=q.pixels, image_grid_thw=q.grid, do_sample=False,
-                                        mm_token_type_ids=(ids==policy.config.image_token_id).long(), max_new_tokens=8, suppress_tokens=policy.banned)
+                                        mm_token_type_ids=(ids==policy.config.image_token_id).long(), max_new_tokens=8, suppress_tokens=policy.suppress_tokens)
             assert r.tokens==out[0, ids.shape[1]:].tolist()
     queries,rollouts = rolled(policy, data, 3)
     kept = torch.tensor([l for rs in rollouts for r in rs for l in r.logps])
@@ -210,9 +215,9 @@ def test_a_hybrid_is_noticed_when_it_is_loaded(saved):
 def test_frame_and_patches_are_the_family_s(family, frame, saved, data):
     policy = load_policy(saved/family, device="cpu")
     query = encode(policy, Samples(data)[0])
-    assert query.frame==frame and query.trunk.count(policy.config.image_token_id)==36
+    assert query.frame==frame and query.prefix.count(policy.config.image_token_id)==36
     smaller = encode(load_policy(saved/family, device="cpu", max_pixels=48*48), Samples(data)[0])
-    assert smaller.frame==(Frame.resized(48, 48) if family=="qwen2_5_vl" else frame) and smaller.trunk.count(policy.config.image_token_id)==9
+    assert smaller.frame==(Frame.resized(48, 48) if family=="qwen2_5_vl" else frame) and smaller.prefix.count(policy.config.image_token_id)==9
 
 @pytest.mark.parametrize("family", FAMILIES[:2])
 def test_a_step_of_decoding_can_be_recorded(family, saved, data, monkeypatch):
@@ -416,7 +421,7 @@ def test_a_hub_that_does_not_answer_is_told(saved, monkeypatch):
 @pytest.mark.parametrize("command", ["sft", "train"])
 def test_the_end_of_a_run_is_on_the_hub(command, hub, data, tmp_path, capsys, monkeypatch):
     "The policy as it was saved, with reader, prompts, card and settings; neither logs nor replies nor the archive"
-    from ivgr.cli import main
+    from ivgr.tools.cli import main
     from ivgr.trainer import DualStreamTrainer
     argv = [command, "--data", str(data), "--policy", "tiny", "--output_dir", str(tmp_path/"run"), "--lora_rank", "2", "--max_steps", "1", "--save_steps", "1",
             "--per_device_train_batch_size", "2", "--logging_steps", "1", "--use_cpu", "true", "--push_to_hub", "true", "--hub_model_id", "mine"]
@@ -454,7 +459,7 @@ def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_qlora_run_ends_where_the_whole_one_does(family, saved, data, tmp_path, toy_reward):
-    from ivgr.trainer import train
+    from ivgr.train.rl import train
     settings = dict(quantise=4, lora_rank=4, lora_merger=True, beta=.01)
     whole = train(train_args(tmp_path/"a", data, saved/family, **settings), progress=False)
     train(train_args(tmp_path/"b", data, saved/family, **settings|dict(max_steps=1)), progress=False)
@@ -469,7 +474,7 @@ def test_a_killed_qlora_run_ends_where_the_whole_one_does(family, saved, data, t
     assert torch.allclose(logps(load_policy(tmp_path/"a", device="cpu", quantise=4), queries, rollouts), logps(whole, queries, rollouts), rtol=0, atol=1e-5)
 
 def test_checkpointing_does_not_change_the_run(saved, data, tmp_path, toy_reward):
-    from ivgr.trainer import train
+    from ivgr.train.rl import train
     run = lambda name, **settings: trained(train(train_args(tmp_path/name, data, saved/"qwen3_vl", lora_rank=4, lora_vision=True, **settings), progress=False).model)
     plain,other = run("plain"),run("checkpoints", gradient_checkpointing=True)
     assert plain.keys()==other.keys() and max((plain[k]-other[k]).abs().max() for k in plain)<1e-4
@@ -477,7 +482,8 @@ def test_checkpointing_does_not_change_the_run(saved, data, tmp_path, toy_reward
 
 def test_checkpointing_leaves_a_frozen_tower_alone(saved, data, tmp_path, toy_reward):
     "transformers asks for gradients at its patches, which would be kept, computed again and gone back through for nothing"
-    from ivgr.trainer import DualStreamTrainer,train
+    from ivgr.train.rl import train
+    from ivgr.trainer import DualStreamTrainer
     seen = []
     class Looks(DualStreamTrainer):
         def training_step(self, *args):
@@ -492,7 +498,7 @@ def test_checkpointing_leaves_a_frozen_tower_alone(saved, data, tmp_path, toy_re
     assert all(p.any() for n,p in learned.items() if "lora_B" in n)
 
 def test_a_run_goes_on_from_an_adapter(saved, data, tmp_path, toy_reward):
-    from ivgr.trainer import train
+    from ivgr.train.rl import train
     first = train(train_args(tmp_path/"a", data, saved/"qwen2_5_vl", lora_rank=4), progress=False)
     before = trained(first.model)
     second = train(train_args(tmp_path/"b", data, tmp_path/"a", quantise=8), progress=False)
@@ -500,7 +506,7 @@ def test_a_run_goes_on_from_an_adapter(saved, data, tmp_path, toy_reward):
     with pytest.raises(InputError, match="has an adapter already"): train(train_args(tmp_path/"c", data, tmp_path/"a", lora_rank=4), progress=False)
 
 def test_settings_on_the_command_line():
-    from ivgr.cli import read_settings,settings_parser
+    from ivgr.tools.cli import read_settings, settings_parser
     from ivgr.trainer import DualStreamConfig
     flags = "--quantise 4 --lora_rank 8 --lora_targets q_proj v_proj --lora_merger true --rslora true --gradient_checkpointing true".split()
     args,_ = read_settings(settings_parser(DualStreamConfig, "ivgr train", ""), [*flags, "--use_cpu", "true"])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given,settings,strategies as st
 
-from ivgr.boxes import Frame,paper_box_reward
-from ivgr.core import InputError,Parsed,Reward,Rollout,Sample,Stream
-from ivgr.rewards import (RULES,SINGLE_WEIGHTS,WEIGHTS,accuracy,base_rewards,choose_rule,format_reward,picks,read_number,
-                          read_options,read_rules,read_yes_no,totals,true_boxes)
+from ivgr.boxes import Frame, paper_box_reward
+from ivgr.core import InputError, Parsed, Reward, Rollout, Sample, Stream
+from ivgr.data.answers import (
+    RULES, accuracy, choose_rule, picks, read_number, read_options, read_rules, read_yes_no,
+)
+from ivgr.rewards import UNPAIRED_WEIGHTS, WEIGHTS, base_rewards, format_reward, totals, true_boxes
 
 WORDS = "red orange yellow green cyan blue purple black left right above below".split()
 ASKED = "What colour is the top of the red tile?\n(A) blue\n(B) green\n(C) black"
@@ -246,7 +248,7 @@ def test_parts_of_each_stream():
     sample = Sample("s", (), "Which?", "blue", ((0, 0, 10, 10),))
     roll = lambda stream: Rollout(stream, [], [], "", parsed=Parsed("I look.", "blue", well_formed=True))
     got = {s: base_rewards([roll(s)], sample, FRAMES[0], (100, 100))[0].parts for s in Stream}
-    assert got == {Stream.GROUNDED: dict(format=1., accuracy=1., box=0.), Stream.SINGLE: dict(format=1., accuracy=1.),
+    assert got == {Stream.GROUNDED: dict(format=1., accuracy=1., box=0.), Stream.UNPAIRED: dict(format=1., accuracy=1.),
                    Stream.TEXTUAL: dict(format=1., accuracy=1., consistency=None)}
 
 # --- totals --------------------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def test_missing_neither_helps_nor_hurts(parts, rng):
     assert torch.allclose(totals([Reward(full[i]) for i in order]), r[order], atol=1e-6)
 
 def test_totals_of_the_single_stream():
-    assert totals([Reward(dict(format=1., accuracy=1.))], SINGLE_WEIGHTS).tolist() == [2.5]
+    assert totals([Reward(dict(format=1., accuracy=1.))], UNPAIRED_WEIGHTS).tolist() == [2.5]
 
 def test_a_part_left_out_counts_as_missing():
     assert totals([Reward(dict(format=1., box=.5)), Reward(dict(format=1.))]).tolist() == [1.5, 1.5]

@@ -11,14 +11,16 @@ from transformers import PreTrainedTokenizerFast,Qwen2Config,Qwen2ForCausalLM
 from transformers.utils.import_utils import is_serve_available
 
 from ivgr.core import InputError
-from ivgr.data import Samples,write_needle
-from ivgr.endpoint import RUBRIC,EndpointConfig,EndpointJudge,judge_messages
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
+from ivgr.judge import RUBRIC, judge_messages
+from ivgr.serve.endpoint import EndpointConfig, EndpointJudge
 from ivgr.judge import Pair
-from ivgr.policy import load_policy,save_policy
-from ivgr.qlora import LoraSettings,add_lora
+from ivgr.policy import load_policy, save_policy
+from ivgr.qlora import LoraSettings, add_lora
 from ivgr.sampler import sample_rollouts
-from ivgr.server import RolloutConfig,RolloutServer,chat,rollout_request
-from ivgr.tree import encode
+from ivgr.serve.rollouts import RolloutConfig, RolloutServer, chat, rollout_request
+from ivgr.policy import encode
 
 pytestmark = pytest.mark.skipif(not is_serve_available(),
                                 reason="the server's packages are not installed: pip install 'transformers[serving]'")
@@ -212,7 +214,7 @@ def test_rollouts_as_far_as_this_server_goes(tmp_path, monkeypatch):
                 body = dict(model="tiny", messages=chat(policy, q, r.stream), max_tokens=80, temperature=0)
                 request = urllib.request.Request(url+"/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
                 with urllib.request.urlopen(request, timeout=60) as f: answer = json.load(f)
-                assert answer["usage"]["prompt_tokens"]==len(q.trunk)+len(q.branches[r.stream])
+                assert answer["usage"]["prompt_tokens"]==len(q.prefix)+len(q.suffixes[r.stream])
                 m = answer["choices"][0]["message"]             # the reasoning is taken out of the text
                 assert f"<think>{m['reasoning_content']}</think>{m['content']}"==r.text
         sampler = RolloutServer(RolloutConfig(url=url, key=KEY, retries=1, backoff=.05), tmp_path/"adapters")
@@ -222,6 +224,6 @@ def test_rollouts_as_far_as_this_server_goes(tmp_path, monkeypatch):
         monkeypatch.setattr(sampler, "_load", loaded)
         with pytest.raises(InputError, match="HTTP 422.*return_token_ids"): sampler(lora, queries, 2, 40)
         plain = ("model", "messages", "max_tokens", "temperature", "seed", "logprobs", "n")
-        monkeypatch.setattr("ivgr.server.rollout_request", lambda *a: {k:v for k,v in (rollout_request(*a)|dict(model="tiny")).items() if k in plain})
+        monkeypatch.setattr("ivgr.serve.rollouts.rollout_request", lambda *a: {k:v for k,v in (rollout_request(*a)|dict(model="tiny")).items() if k in plain})
         with pytest.raises(InputError, match="has no token ids"): sampler(lora, queries, 2, 40)
         assert KEY not in log.read_text()

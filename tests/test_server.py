@@ -4,15 +4,18 @@ from dataclasses import asdict,fields,replace
 
 import pytest,torch
 
-from ivgr.core import InputError,Rollout,rng_for
-from ivgr.data import Samples,write_needle
-from ivgr.endpoint import EndpointConfig
+from ivgr.core import InputError, Rollout, rng_for
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
+from ivgr.serve.endpoint import EndpointConfig
 from ivgr.policy import load_policy
-from ivgr.qlora import LoraSettings,add_lora
+from ivgr.qlora import LoraSettings, add_lora
 from ivgr.sampler import sample_rollouts
-from ivgr.server import RolloutConfig,RolloutServer,correct
-from ivgr.trainer import DualStreamConfig,DualStreamTrainer,train
-from ivgr.tree import Query,encode,token_logps
+from ivgr.serve.rollouts import RolloutConfig, RolloutServer, correct
+from ivgr.train.rl import train
+from ivgr.trainer import DualStreamConfig, DualStreamTrainer
+from ivgr.policy import encode
+from ivgr.tree import Query, token_logps
 
 from rollout_server import BROKEN,LASTING,RolloutFake
 
@@ -60,7 +63,7 @@ def test_the_server_samples_our_policy(policy, queries, host, tmp_path):
         sampler = sampler_at(server.url, tmp_path)
         rollouts = ask(sampler, policy, queries)
         requests = [r for r in server.seen if "messages" in r]
-    assert [[r.stream for r in rs] for rs in rollouts]==[[s for s in q.branches for _ in range(2)] for q in queries]
+    assert [[r.stream for r in rs] for rs in rollouts]==[[s for s in q.suffixes for _ in range(2)] for q in queries]
     stats = sampler.report()
     assert stats["mismatch_max"]<1e-4 and stats["capped"]==0 and stats["retries"]==0 and stats["calls"]==1+len(requests)
     for r in flat(rollouts):
@@ -69,15 +72,15 @@ def test_the_server_samples_our_policy(policy, queries, host, tmp_path):
     assert len({r["seed"] for r in requests})==len(requests)
     for r in requests:                                          # nothing is left to the defaults of the server's model
         assert (r["top_k"], r["min_p"], r["repetition_penalty"], r["presence_penalty"], r["frequency_penalty"])==(-1, 0, 1, 0, 0)
-        assert {int(t):b for t,b in r["logit_bias"].items()}==dict.fromkeys(policy.banned, -100)
+        assert {int(t):b for t,b in r["logit_bias"].items()}==dict.fromkeys(policy.suppress_tokens, -100)
     with policy.model.disable_adapter(): assert correct(policy, queries, copy.deepcopy(rollouts))["mismatch"]>.01
 
 def test_the_server_reads_what_we_read(policy, queries, host):
-    from ivgr.server import chat
+    from ivgr.serve.rollouts import chat
     for q in queries:
-        for stream,branch in q.branches.items():
+        for stream,branch in q.suffixes.items():
             theirs = RolloutFake(host).query(json.loads(json.dumps(chat(policy, q, stream))))
-            assert theirs.trunk+list(theirs.branches.values())[0]==q.trunk+branch
+            assert theirs.prefix+list(theirs.suffixes.values())[0]==q.prefix+branch
             assert torch.equal(theirs.pixels, q.pixels) and torch.equal(theirs.grid, q.grid)
 
 def test_adapters_come_and_go(policy, queries, host, tmp_path):
@@ -170,14 +173,14 @@ def test_every_setting_can_come_from_the_environment(monkeypatch):
 
 def test_weights_undo_a_mismatched_server(policy, queries, host, tmp_path):
     "Where the replies' second word is chosen, the server's choice is too varied; weighted, it is as likely as the policy's own"
-    stream,n = next(iter(queries[0].branches)),600
-    one = [replace(queries[0], branches={stream:queries[0].branches[stream]})]
+    stream,n = next(iter(queries[0].suffixes)),600
+    one = [replace(queries[0], suffixes={stream:queries[0].suffixes[stream]})]
     with RolloutFake(host, heat=2.) as server:
         sampler = sampler_at(server.url, tmp_path, cap=50.)
         rollouts, = sampler(policy, one, n, 2, generator=torch.Generator().manual_seed(0))
         assert sampler.report()["mismatch"]>.1
     pairs = {tuple(r.tokens) for r in rollouts if len(r.tokens)==2}
-    own,_ = token_logps(policy.model, one, [[Rollout(stream, list(p), [], "") for p in pairs]], banned=policy.banned)
+    own,_ = token_logps(policy.model, one, [[Rollout(stream, list(p), [], "") for p in pairs]], suppress_tokens=policy.suppress_tokens)
     truth = {p:l.sum().exp().item() for p,l in zip(pairs, own.detach())}
     def often(weights):
         out = dict.fromkeys(pairs, 0.)
@@ -197,8 +200,8 @@ def one_by_one(policy, queries, n, max_new_tokens, temperature, top_p, generator
     "Here, but in the server's order and with its seeds"
     def some(i, q, stream):
         g = torch.Generator().manual_seed(rng_for(generator.initial_seed(), i, stream).getrandbits(31))
-        return sample_rollouts(policy, [Query(q.trunk, {stream:q.branches[stream]}, q.pixels, q.grid, q.positions)], n, max_new_tokens, temperature, top_p, g)[0]
-    return [[r for stream in q.branches for r in some(i, q, stream)] for i,q in enumerate(queries)]
+        return sample_rollouts(policy, [Query(q.prefix, {stream:q.suffixes[stream]}, q.pixels, q.grid, q.positions)], n, max_new_tokens, temperature, top_p, g)[0]
+    return [[r for stream in q.suffixes for r in some(i, q, stream)] for i,q in enumerate(queries)]
 
 @pytest.mark.parametrize("kw", [{}, dict(updates_per_rollout=2, beta=.05)], ids=["one update", "two updates and KL"])
 def test_training_through_the_server_is_training(data, host, tmp_path, kw):
@@ -230,7 +233,7 @@ def test_a_mismatched_server_is_weighed_in_the_step(data, host, tmp_path):
         loss = trainer.update_loss(queries, rollouts, values, n)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, learns)])
     got = gradient()
-    logps,mask = token_logps(trainer.policy.model, queries, rollouts, banned=trainer.policy.banned)
+    logps,mask = token_logps(trainer.policy.model, queries, rollouts, suppress_tokens=trainer.policy.suppress_tokens)
     by_hand = 0.
     for r,v,row,real in zip(flat(rollouts), [v for vs in values for v in vs], logps, mask):
         assert max(r.weights)<=1.5+1e-6

@@ -4,11 +4,13 @@ import json
 import pytest,torch
 
 from ivgr.boxes import Frame
-from ivgr.core import InputError,rng_for
-from ivgr.data import NeedleConfig,attribute_question,box_text,make_scene,render
-from ivgr.policy import load_policy,load_weights,save_policy
-from ivgr.prompts import move_boxes,read_boxes
-from ivgr.sft import ColdStartConfig,Conversations,Traces,cold_start,measure,trace_loss,trace_packets,whole_checkpoints
+from ivgr.core import InputError, rng_for
+from ivgr.needle import NeedleConfig, attribute_question, box_text, make_scene, render
+from ivgr.policy import load_policy, load_weights, save_policy
+from ivgr.prompts import move_boxes, read_boxes
+from ivgr.data.conversations import Conversations
+from ivgr.train.runs import whole_checkpoints
+from ivgr.train.sft import ColdStartConfig, Demonstrations, cold_start, count_tokens, demonstration_loss, pack_demonstrations
 
 from test_qlora import FAMILIES,pytestmark,random_policy  # noqa: F401 (pytest reads pytestmark)
 
@@ -37,25 +39,25 @@ def talks(tmp_path_factory):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_or_not_every_family_learns_the_same(family, talks):
-    policy,traces = random_policy(family),Traces(Conversations(talks))
+    policy,traces = random_policy(family),Demonstrations(Conversations(talks))
     items = [traces[0], traces[1]]
-    packets = [p for item in items for p in trace_packets(policy, item)]
+    packets = [p for item in items for p in pack_demonstrations(policy, item)]
     assert len(packets)==(8 if family=="qwen3_5" else 2)                  # linear attention takes the plain path
-    assert [sum(len(p.tree) for p in packets if p.traces[0] in item) for item in items]==[n for n,_ in measure(policy, traces, progress=False)[:2]]
+    assert [sum(len(p.tree) for p in packets if p.traces[0] in item) for item in items]==[n for n,_ in count_tokens(policy, traces, progress=False)[:2]]
     grads = []
-    for groups in ([packets], [trace_packets(policy, [t]) for item in items for t in item]):
+    for groups in ([packets], [pack_demonstrations(policy, [t]) for item in items for t in item]):
         policy.model.zero_grad()
         n = sum(len(leaf) for p in packets for leaf in p.tree.tokens[-len(p.traces):])
-        for group in groups: trace_loss(policy, group, n)[0].backward()
+        for group in groups: demonstration_loss(policy, group, n)[0].backward()
         grads.append({k:p.grad.clone() for k,p in policy.model.named_parameters() if p.grad is not None})
     for k,g in grads[0].items(): assert (g-grads[1][k]).abs().max()<1e-3*(g.abs().max()+1e-6), k
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_boxes_are_taught_where_the_model_sees_them(family, talks):
-    policy,traces = random_policy(family),Traces(Conversations(talks))
+    policy,traces = random_policy(family),Demonstrations(Conversations(talks))
     for item in (traces[0], traces[1]):
         trace = item[0]
-        query = trace_packets(policy, item)[0].query
+        query = pack_demonstrations(policy, item)[0].query
         assert query.frame==(Frame.resized(*(query.grid[0,[2,1]]*8).tolist()) if family=="qwen2_5_vl" else Frame.unit1000())
         (box,),invalid = read_boxes(move_boxes(trace.reply, Frame.original(*query.image_size), query.frame), query.frame)
         w,h = query.image_size

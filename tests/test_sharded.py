@@ -3,11 +3,12 @@ import pytest
 import torch
 
 from ivgr.core import InputError
-from ivgr.data import Samples,write_needle
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
 from ivgr.policy import load_policy
-from ivgr.policy_judge import PolicyJudge
-from ivgr.qlora import LoraSettings,add_lora
-from ivgr.trainer import DualStreamConfig,DualStreamTrainer
+from ivgr.serve.policy_judge import PolicyJudge
+from ivgr.qlora import LoraSettings, add_lora
+from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 from forked import both
 from rollout_server import RolloutFake

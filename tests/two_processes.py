@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback
 
-from ivgr.cli import main
-from ivgr.core import InputError,rng_for
-from ivgr.data import Samples
+from ivgr.tools.cli import main
+from ivgr.core import InputError, rng_for
+from ivgr.data.samples import Samples
 from ivgr.policy import load_policy
 from ivgr.sampler import sample_rollouts
-from ivgr.sft import ColdStartConfig,cold_start
-from ivgr.trainer import DualStreamConfig,DualStreamTrainer,RunFiles
+from ivgr.train.sft import ColdStartConfig, cold_start
+from ivgr.train.runs import RunFiles
+from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 class OneByOne(DualStreamTrainer):
     "Rollouts of a query depend on the query and the batch alone, so that one process and two have the same"

@@ -7,8 +7,9 @@ from torch.distributed.tensor import DTensor
 
 from ivgr import trainer
 from ivgr.judge import RubricJudge
-from ivgr.server import RolloutConfig
-from ivgr.trainer import DualStreamConfig,DualStreamTrainer,train
+from ivgr.serve.rollouts import RolloutConfig
+from ivgr.train.rl import train
+from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 SETTINGS = dict(n_rollouts=2, per_device_train_batch_size=2, max_new_tokens=12, use_cpu=True, lora_rank=4, lora_vision=True, tokens_per_forward=1,
                 save_steps=1, optim="sgd", learning_rate=2., warmup_steps=0)

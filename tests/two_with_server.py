@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from ivgr.core import InputError
-from ivgr.server import RolloutConfig
-from ivgr.trainer import DualStreamConfig,train
+from ivgr.serve.rollouts import RolloutConfig
+from ivgr.train.rl import train
+from ivgr.trainer import DualStreamConfig
 
 SETTINGS = dict(max_steps=3, save_steps=3, n_rollouts=2, per_device_train_batch_size=2, max_new_tokens=30, use_cpu=True, lora_rank=4,
                 optim="sgd", learning_rate=2., warmup_steps=0)     # steps that the server can't miss

@@ -55,7 +55,7 @@ def _run(path, limit):
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp)/'nb'
         env = dict(os.environ, **AVX2, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0', IN_TEST='1')
-        try: r = subprocess.run([sys.executable, __file__, '--one', path, out], cwd=NBS, env=env, timeout=limit,
+        try: r = subprocess.run([sys.executable, __file__, '--one', path, out], cwd=path.parent, env=env, timeout=limit,
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
         except subprocess.TimeoutExpired: return None,f'stopped after {limit:g} s (--limit)'
         if r.returncode: return None,r.stdout+r.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig,Qwen3VLConfig
 from ivgr.core import write_atomic
-from ivgr.plan import Planner,Setting,measure,parts
+from ivgr.tools.plan import Planner, Workload, measure, parts
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = dict(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8)
@@ -23,7 +23,7 @@ MODELS = dict(
     qwen2_5_vl=Qwen2_5_VLConfig(text_config=TEXT|dict(num_key_value_heads=2, rope_parameters=rope()), tie_word_embeddings=True,
                                 vision_config=EYES|dict(intermediate_size=684, patch_size=14, fullatt_block_indexes=[2, 5]), **TOKENS))
 
-FULL = Setting(image_pixels=60_000, n=2, length=24, question=20, instruction=20, dtype='float32', checkpointing=False, lora_rank=0)
+FULL = Workload(image_pixels=60_000, n=2, length=24, question=20, instruction=20, dtype='float32', checkpointing=False, lora_rank=0)
 LORA = replace(FULL, lora_rank=16, checkpointing=True)
 SETTINGS = {
     'all weights':FULL,

@@ -5,11 +5,13 @@ import json,subprocess,sys,tempfile,time
 from pathlib import Path
 
 import torch
-from ivgr.archive import Archive,Reference,score_groups
-from ivgr.bench import machine
+from ivgr.archive import Archive, Reference, score_groups
+from ivgr.studies.bench import machine
 from ivgr.boxes import Frame
-from ivgr.core import Group,Rollout,Stream,write_atomic
-from ivgr.data import Samples,load_image,write_needle
+from ivgr.core import Group, Rollout, Stream, write_atomic
+from ivgr.data.images import load_image
+from ivgr.data.samples import Samples
+from ivgr.needle import write_needle
 from ivgr.prompts import parse
 
 def best(f, times=5, before=lambda: None):

@@ -12,7 +12,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT/'tests')]
 from fault_server import FAULTS,FaultServer
-from ivgr.data import write_needle
+from ivgr.needle import write_needle
 
 def rss(pid):
     "MiB"
@@ -25,7 +25,7 @@ def steps_of(run):
     return log.read_text().count('\n') if log.exists() else 0
 
 def start(out, url, steps):
-    cmd = [sys.executable, '-m', 'ivgr.cli', 'train', '--data', str(out/'data'), '--output_dir', str(out/'run'), '--max_steps', str(steps), '--save_steps', '10',
+    cmd = [sys.executable, '-m', 'ivgr', 'train', '--data', str(out/'data'), '--output_dir', str(out/'run'), '--max_steps', str(steps), '--save_steps', '10',
            '--save_total_limit', '2', '--use_cpu', 'true', '--judge', 'endpoint', '--judge_url', url, '--judge_model', 'm', '--judge_timeout', '2',
            '--judge_backoff', '0.05', '--resume']
     env = os.environ|dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', NO_PROXY='*')

@@ -27,7 +27,7 @@ def main():
     from nbdev.quarto import refresh_quarto_yml
     nbdev_clean.__wrapped__()
     for p in (ROOT/'ivgr').rglob('*.py'):
-        if p.name!='__init__.py': p.unlink()
+        if p.name not in ('__init__.py', '__main__.py'): p.unlink()
     nbdev_export.__wrapped__()
     refresh_quarto_yml()  # nbs/nbdev.yml, from settings.ini
     if off := status():
