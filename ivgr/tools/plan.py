@@ -677,7 +677,7 @@ def measure(
     model = build(config, s, device)
     queries,rollouts = random_queries(model, config, s)
     suppress_tokens = [config.image_token_id, config.video_token_id]
-    policy:Any = SimpleNamespace(model=model, config=config, suppress_tokens=suppress_tokens, ends=[], read=lambda ids: "")
+    policy:Any = SimpleNamespace(model=model, config=config, suppress_tokens=suppress_tokens, eos_token_ids=[], read=lambda ids: "")
     generator = torch.Generator(device).manual_seed(0)
     def score(train):
         model.train(train)
