@@ -23,21 +23,21 @@ MODELS = dict(
     qwen2_5_vl=Qwen2_5_VLConfig(text_config=TEXT|dict(num_key_value_heads=2, rope_parameters=rope()), tie_word_embeddings=True,
                                 vision_config=EYES|dict(intermediate_size=684, patch_size=14, fullatt_block_indexes=[2, 5]), **TOKENS))
 
-FULL = Workload(image_pixels=60_000, n=2, length=24, question=20, instruction=20, dtype='float32', checkpointing=False, lora_rank=0)
-LORA = replace(FULL, lora_rank=16, checkpointing=True)
+FULL = Workload(image_pixels=60_000, n_rollouts=2, max_new_tokens=24, question=20, instruction=20, dtype='float32', gradient_checkpointing=False, lora_rank=0)
+LORA = replace(FULL, lora_rank=16, gradient_checkpointing=True)
 SETTINGS = {
     'all weights':FULL,
-    'all weights, checkpointing':replace(FULL, checkpointing=True),
-    'all weights, plain path':replace(FULL, shared=False),
-    'all weights, 2 queries in 2 forwards':replace(FULL, queries=2),
-    'LoRA':replace(LORA, checkpointing=False),
+    'all weights, checkpointing':replace(FULL, gradient_checkpointing=True),
+    'all weights, plain path':replace(FULL, share_prefix=False),
+    'all weights, 2 queries in 2 forwards':replace(FULL, per_device_train_batch_size=2),
+    'LoRA':replace(LORA, gradient_checkpointing=False),
     'LoRA, checkpointing':LORA,
-    'LoRA, checkpointing, plain path':replace(LORA, shared=False),
-    'LoRA, checkpointing, 2 queries in a forward, top_p .9':replace(LORA, queries=2, tokens_per_forward=1000, top_p=.9),
+    'LoRA, checkpointing, plain path':replace(LORA, share_prefix=False),
+    'LoRA, checkpointing, 2 queries in a forward, top_p .9':replace(LORA, per_device_train_batch_size=2, tokens_per_forward=1000, top_p=.9),
     'LoRA in the tower too, checkpointing, 200 thousand pixels':replace(LORA, lora_vision=True, image_pixels=200_000),
-    'LoRA, checkpointing, 10 thousand pixels, n 4, length 80':replace(LORA, image_pixels=10_000, n=4, length=80),
-    'LoRA, checkpointing, 400 thousand pixels, length 8':replace(LORA, image_pixels=400_000, length=8),
-    'LoRA, checkpointing, one stream, n 6':replace(LORA, streams=1, n=6),
+    'LoRA, checkpointing, 10 thousand pixels, n 4, length 80':replace(LORA, image_pixels=10_000, n_rollouts=4, max_new_tokens=80),
+    'LoRA, checkpointing, 400 thousand pixels, length 8':replace(LORA, image_pixels=400_000, max_new_tokens=8),
+    'LoRA, checkpointing, one stream, n 6':replace(LORA, n_streams=1, n_rollouts=6),
     'LoRA, checkpointing, 4 bits':replace(LORA, quantise=4),
     'LoRA, checkpointing, 8 bits':replace(LORA, quantise=8),
     'LoRA, checkpointing, bfloat16':replace(LORA, dtype='bfloat16'),

@@ -433,8 +433,8 @@ def setting_of(
 )->Workload:    # As the planner knows it; nothing is computed again
     "A case in the planner's terms"
     v = SIZES[case.policy]().vision_config
-    return Workload(image_pixels=(case.side*v.patch_size*v.spatial_merge_size)**2, n=case.n, length=case.length, queries=case.queries, shared=arm=="shared",
-                   checkpointing=False, quantise=case.quantise, lora_rank=case.lora_rank, question=QUESTION, instruction=INSTRUCTION, dtype=case.dtype)
+    return Workload(image_pixels=(case.side*v.patch_size*v.spatial_merge_size)**2, n_rollouts=case.n, max_new_tokens=case.length, per_device_train_batch_size=case.queries,
+                   share_prefix=arm=="shared", gradient_checkpointing=False, quantise=case.quantise, lora_rank=case.lora_rank, question=QUESTION, instruction=INSTRUCTION, dtype=case.dtype)
 
 def work(
     case:Case, # What was measured

@@ -384,12 +384,16 @@ def _demo(argv):
 
 # %% ../../nbs/tools/cli.ipynb #ad314baf
 def _plan_parser():
-    from ivgr.tools.plan import CARDS, Workload
+    from ivgr.tools.plan import CARDS, OLD_FLAGS, Workload
     p,said = _parser("plan", "Say what a training step needs, and what fits a card. Reads config.json only."),docments(Workload)
     p.add_argument("--model", required=True, help="directory with the model's config.json, or hub name")
     for f in fields(Workload):
         kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=int if f.type==int|None else f.type)
-        p.add_argument(*dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")), default=f.default, help=said[f.name], **kind) # as `ivgr train` has them
+        flags = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")) # both, as `ivgr train` has them
+        older = [f"--{old}" for old,name in OLD_FLAGS.items() if name==f.name]
+        p.add_argument(*flags, *older, default=f.default, help=said[f.name], **kind)
+    p.add_argument("--kl", dest="beta", action="store_const", const=Workload.beta, help=argparse.SUPPRESS) # older than --beta
+    p.add_argument("--no-kl", dest="beta", action="store_const", const=0., help=argparse.SUPPRESS)
     p.add_argument("--cards", type=float, nargs="+", default=list(CARDS), help="memory of the cards that are asked about, in GB")
     p.add_argument("--tflops", type=float, default=None, help="what a card really does in a second; adds the least time that a step can take")
     return p
