@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AutoConfig,AutoModelForImageTextToText,Qwen2VLImageProcessorPil
 
 import ivgr
-from ivgr import qlora,sampler
+from ivgr import sampler
+from ivgr.train import distributed as distributed_module
 from ivgr.boxes import Frame
 from ivgr.core import InputError, Reward
 from ivgr.data.samples import Samples
@@ -159,7 +160,7 @@ def test_who_fills_up_takes_the_same_way(family, targets, saved, data, alone, mo
     real = add_lora(load_policy(saved/family, device="cpu", quantise=4), LoraSettings(rank=4, vision=True, targets=targets))
     queries,rollouts = rolled(real, data)
     shard_base(real)
-    monkeypatch.setattr(qlora, "gather_object", lambda mine: [1])
+    monkeypatch.setattr(distributed_module, "gather_object", lambda mine: [1])
     def way(parts):
         seen,hooks = [],[]
         for n,m in real.model.named_modules():
@@ -389,7 +390,7 @@ def hub(monkeypatch):
     server.calls,server.refuse = [],False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("ivgr.qlora.HfApi", lambda: HfApi(f"http://127.0.0.1:{server.server_port}", token="hf_secret"))
+    monkeypatch.setattr("ivgr.train.hub.HfApi", lambda: HfApi(f"http://127.0.0.1:{server.server_port}", token="hf_secret"))
     yield server
     server.shutdown(); server.server_close()
 
@@ -415,7 +416,7 @@ def test_push(refuse, saved, hub):
 
 def test_a_hub_that_does_not_answer_is_told(saved, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("ivgr.qlora.HfApi", lambda: HfApi("http://127.0.0.1:9", token="hf_secret"))
+    monkeypatch.setattr("ivgr.train.hub.HfApi", lambda: HfApi("http://127.0.0.1:9", token="hf_secret"))
     with pytest.raises(InputError, match="can't push to 'me/mine'"): push_policy(load_policy(saved/"qwen3_vl", device="cpu"), "me/mine")
 
 @pytest.mark.parametrize("command", ["sft", "train"])
