@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core import InputError, Sample
 from .files import ImageFinder, locate
-from .images import Encoded, image_size
+from .images import image_key, image_size, read_images
 
 # %% ../../nbs/data/samples.ipynb #4650b473
 REQUIRED = ("problem", "answer", "images", "target_instances", "datasource")
@@ -56,20 +56,6 @@ def is_paired(
     return not source.startswith("ours_")
 
 # %% ../../nbs/data/samples.ipynb #afe2e786
-def _images(value, find, where): # The column `images`: one or a list of paths, bytes, or structs of both
-    out = []
-    for k,v in enumerate(value if isinstance(value, list) else [value]):
-        content,path = (v, None) if isinstance(v, bytes) else (v.get("bytes"), v.get("path")) if isinstance(v, dict) else (None, v)
-        if isinstance(content, bytes): out.append(Encoded(f"{where}, image {k}"+(f" ({path})" if path else ""), content))
-        elif content is None and isinstance(path, str) and path and "\0" not in path: out.append(find(path))
-        else: raise InputError(f"image {k} is {v!r}: expected a path, or the content of an image file")
-    return tuple(out)
-
-def _image_key(value): # Something short and hashable that tells images apart
-    if isinstance(value, list): return tuple(map(_image_key, value))
-    if isinstance(value, dict): value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    return hashlib.sha1(value).hexdigest() if isinstance(value, bytes) else value
-
 def _sample(
     row:dict,    # One row in the published columns
     find:Callable[[str], str], # Where the path of an image leads
@@ -81,7 +67,7 @@ def _sample(
         if name in REQUIRED and not (row[name] or "").strip(): raise InputError(f"{name} is empty")
     question = (row.get("query") or row["problem"]).replace("<image>", "").strip()
     if not question: raise InputError("there is no question")
-    images = _images(row["images"], find, where)
+    images = read_images(row["images"], find, where)
     placeholders = row["problem"].count("<image>")
     if placeholders!=len(images): raise InputError(f"{placeholders} <image> placeholders for {len(images)} images")
     if not images: raise InputError("there is no image")
@@ -91,9 +77,12 @@ def _sample(
         if not boxes: raise InputError(f"no target box, but rows of {row['datasource']!r} are trained in both streams: add "
                                        "target_instances, or let the datasource begin with 'ours_' for the unpaired stream")
         boxes = check_boxes(boxes, image_size(images[0]))
-    key = hashlib.sha1(json.dumps([row["problem"], _image_key(row["images"])]).encode()).hexdigest()[:16]
+    key = hashlib.sha1(json.dumps([row["problem"], image_key(row["images"])]).encode()).hexdigest()[:16]
     return Sample(f"{row['datasource']}-{key}" if row.get("id") in (None, "") else str(row["id"]), images,
                   question, row["answer"].strip(), boxes, row["datasource"], row.get("question_type") or "", paired)
+
+# %% ../../nbs/data/samples.ipynb #17132bde
+_image_key, _images = image_key, read_images  # until data.conversations takes them from data.images
 
 # %% ../../nbs/data/samples.ipynb #6dee3ad0
 def load_table(
@@ -127,7 +116,7 @@ def rows_by_image(
 )->list[list[int]]:   # Row numbers
     "Put the rows about the same image(s) together, in the order in which they first appear"
     groups = {}
-    for i,value in enumerate(images): groups.setdefault(_image_key(value), []).append(i)
+    for i,value in enumerate(images): groups.setdefault(image_key(value), []).append(i)
     return list(groups.values())
 
 # %% ../../nbs/data/samples.ipynb #12002428
@@ -144,7 +133,7 @@ class Samples(Sequence):
         often = Counter(keys)
         for i in (i for i,key in enumerate(keys) if often[key]>1 and key not in ("None", "")):
             row = self.row(i)
-            question = row["problem"],_image_key(row["images"])
+            question = row["problem"],image_key(row["images"])
             if asked.setdefault(keys[i], question)!=question:
                 raise InputError(f"{str(self.file)!r}, row {i}: another question, or another image, has the id {keys[i]!r} already. Ids tell questions "
                                  "apart: make them differ, or leave the column out")
