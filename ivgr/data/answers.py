@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'normalise', 'read_options', 'picks', 'read_yes_no', 'read_number', 'Rule', 'choose_rule', 'rule_for',
-           'read_rules', 'warn_unmatched', 'accuracy']
+           'read_rules', 'warn_unmatched', 'accuracy', 'answer_accuracy']
 
 # %% ../../nbs/data/answers.ipynb #3e1364ee
 import atexit
@@ -26,195 +26,307 @@ from ..core import InputError, Sample
 
 # %% ../../nbs/data/answers.ipynb #9ad3ccfc
 _WRAPS = {'""', "''", "``", "**", "__", "$$", "()", "[]", "{}", "“”", "‘’"}
+_LEADING_ARTICLE = re.compile(r"^(?:the|an?) (?=.)")
+_BOXED = re.compile(r"\\boxed\{([^{}]+)\}")
 
-@lru_cache(1<<12)  # the replies of a group repeat options and answers
+def _strip_once(text):
+    "Remove closing punctuation, a leading article and one pair of marks around the rest"
+    text = text.rstrip(" .,;:")
+    text = _LEADING_ARTICLE.sub("", text)
+    if len(text) > 2 and text[0] + text[-1] in _WRAPS:
+        text = text[1:-1].strip()
+    boxed = _BOXED.fullmatch(text)
+    return boxed[1].strip() if boxed else text
+
+@lru_cache(maxsize=1 << 12)  # the replies of a group repeat options and answers
 def normalise(
-    text:str # An answer, as given
-)->str:      # For comparing only
+    text: str,  # An answer, as given
+) -> str:       # For comparing only; the text itself if nothing else would be left
     "Lower case, single spaces, without wrapping, closing punctuation and leading article"
-    whole = t = " ".join(unicodedata.normalize("NFC", text.casefold()).split())
-    while True:
-        u = re.sub(r"^(?:the|an?) (?=.)", "", t.rstrip(" .,;:"))
-        if len(u)>2 and u[0]+u[-1] in _WRAPS: u = u[1:-1].strip()
-        if m := re.fullmatch(r"\\boxed\{([^{}]+)\}", u): u = m[1].strip()
-        if u==t: return t or whole
-        t = u
+    folded = unicodedata.normalize("NFC", text.casefold())
+    whole = " ".join(folded.split())
+    core = whole
+    while (shorter := _strip_once(core)) != core:
+        core = shorter
+    return core or whole
 
 # %% ../../nbs/data/answers.ipynb #ac0c0a2c
 _OPTION = re.compile(r"(?:^\s*([A-Z])[).:]|\(([A-Z])\))[ \t]*(\S.*?)(?=\s*\([A-Z]\)|\s*$)", re.M)
 
 def read_options(
-    question:str    # As the model sees it
-)->dict[str, str]:  # Letter to normalised text; empty where the question lists none
+    question: str,     # As the model sees it
+) -> dict[str, str]:   # Letter to normalised text; empty where the question lists none
     "The options (A), (B), ... of a question, one a line or in a row"
-    found = [(a or b, normalise(t)) for a,b,t in _OPTION.findall(question)]
-    letters = "".join(l for l,_ in found)
-    return dict(found) if len(found)>1 and letters==ascii_uppercase[:len(found)] else {}
+    matches = _OPTION.findall(question)
+    letters = [line_start or bracketed for line_start, bracketed, _ in matches]
+    texts = [normalise(text) for *_, text in matches]
+    in_order = letters == list(ascii_uppercase[:len(letters)])
+    return dict(zip(letters, texts)) if in_order and len(letters) > 1 else {}
 
-# %% ../../nbs/data/answers.ipynb #dac74bfb
-_LEAD = re.compile(r"(?:(?:so|thus|hence|therefore)\b,? *)?(?:(?:the|my) )?(?:(?:final|correct|right|best) )?"
-                   r"\b(?:answer|option|choice)\b(?: is\b)?[ :=]*", re.I)
+# %% ../../nbs/data/answers.ipynb #an000002
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore)\b,? *)?"
+    r"(?:(?:the|my) )?(?:(?:final|correct|right|best) )?"
+    r"\b(?:answer|option|choice)\b(?: is\b)?[ :=]*", re.I)
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_MARK = re.compile(r"(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])(?:[).:,](?=\s|$)|\s+[-–—](?=\s)))\s*")
-_INNER = re.compile(r"(?<!\w)\([A-Za-z]\)|(?<![\w'’-])[A-HJ-Z](?![\w'’-])")  # a capital I is mostly a pronoun
-_ARTICLE = re.compile(r"(?:^\W*|(?<=[.!?] ))A (?!(?:is|was|or|and|because|since|as|based|looks|seems|appears|matches|fits|shows)\b)(?=[a-z])")  # "A dog", where a sentence begins
-_DENIED = re.compile(rf"(?i:\b(?:not|never|neither|nor|(?:all|anything|everything) but)|n['’]t)(?: (?:the|option|answer|choice))* (?:{_INNER.pattern})|"
-                     rf"(?:{_INNER.pattern}) (?:is|was)(?:n['’]t| not| wrong| incorrect)\b")
+_MARK = re.compile(
+    r"(?:[(\[]([A-Za-z])[)\]][.:,]?"                          # (B) or [B].
+    r"|([A-Za-z])(?:[).:,](?=\s|$)|\s+[-–—](?=\s)))\s*")      # B. or B -
+
+class _Reply(NamedTuple):
+    letter: str|None  # At the head of the reply, in upper case
+    rest: str         # The text after it
+    whole: str        # Both together
+
+def _without_lead(reply):
+    "Remove 'the answer is' and the like, unless that is all"
+    text = " ".join(reply.split()).strip("*` ")
+    lead = _LEAD.match(text)
+    while lead and lead[0] != text:
+        text = text[lead.end():].strip("*` ")
+        lead = _LEAD.match(text)
+    return text
 
 def _split(reply):
-    "The letter at the head of a reply (or None), the text after it, and both together, all without 'the answer is'"
-    whole = " ".join(reply.split()).strip("*` ")
-    while (m := _LEAD.match(whole)) and m[0]!=whole: whole = whole[m.end():].strip("*` ")
-    if m := _ALONE.fullmatch(whole): return m[1].upper(), "", whole
-    if m := _MARK.match(whole): return (m[1] or m[2]).upper(), whole[m.end():], whole
-    return None, whole, whole
+    "A reply as letter and text"
+    whole = _without_lead(reply)
+    if alone := _ALONE.fullmatch(whole):
+        return _Reply(alone[1].upper(), "", whole)
+    if mark := _MARK.match(whole):
+        letter = mark[1] or mark[2]
+        return _Reply(letter.upper(), whole[mark.end():], whole)
+    return _Reply(None, whole, whole)
 
-def _saying(text, options): return {l for l,t in options.items() if t==normalise(text)}
+# %% ../../nbs/data/answers.ipynb #dac74bfb
+_INNER = re.compile(r"(?<!\w)\([A-Za-z]\)|(?<![\w'’-])[A-HJ-Z](?![\w'’-])")  # a capital I is mostly a pronoun
+_AFTER_LETTER = "is|was|or|and|because|since|as|based|looks|seems|appears|matches|fits|shows"
+_ARTICLE = re.compile(  # the A of "A dog", where a sentence begins, but not that of "A is right"
+    rf"(?:^\W*|(?<=[.!?] ))A (?!(?:{_AFTER_LETTER})\b)(?=[a-z])")
+_DENIED = re.compile(  # "not the option A" or "A is wrong"
+    r"(?i:\b(?:not|never|neither|nor|(?:all|anything|everything) but)|n['’]t)"
+    rf"(?: (?:the|option|answer|choice))* (?:{_INNER.pattern})"
+    rf"|(?:{_INNER.pattern}) (?:is|was)(?:n['’]t| not| wrong| incorrect)\b")
+
+def _with_text(text, options):
+    "The letters of the options that read like a text"
+    return {letter for letter, option in options.items() if option == normalise(text)}
+
+def _bare_letters(text):
+    "The letters of a reply that has no other words but 'and' and 'or'; else none"
+    words = re.findall(r"\w+", text)
+    letters = {word.upper() for word in words if len(word) == 1 and word.isalpha()}
+    if any(len(word) > 1 and word.lower() not in ("and", "or") for word in words):
+        return set()
+    return letters
+
+def _marked_letters(reply):
+    "The letters in brackets, and the capitals that stand alone, anywhere in a reply"
+    text = _without_lead(_ARTICLE.sub("", reply))
+    return {mark.strip("()").upper() for mark in _INNER.findall(text)}
 
 def picks(
-    reply:str,                  # An answer
-    options:Mapping[str, str],  # From `read_options`; may be empty
-)->set[str]:                    # Letters; a clear reply picks one
+    reply: str,                  # An answer
+    options: Mapping[str, str],  # From `read_options`; may be empty
+) -> set[str]:                   # Letters; a clear reply picks one
     "Which options a reply names, by letter or by text"
-    letter,rest,whole = _split(reply)
-    if letter and (same := _saying(rest, options)): return {letter} if letter in same else {letter}|same
-    words = re.findall(r"\w+", whole)
-    letters = {w.upper() for w in words if len(w)==1 and w.isalpha()}
-    if letters and all(len(w)==1 or w.lower() in ("and", "or") for w in words): return letters
-    if same := _saying(whole, options): return same
-    if whole[1:2]==" " and whole[0].upper() in _saying(whole[2:], options): return {whole[0].upper()}
-    if _DENIED.search(whole): return set()
-    inner = {l.strip("()").upper() for l in _INNER.findall(_split(_ARTICLE.sub("", reply))[2])}
-    return {letter}|inner if letter else inner
+    letter, rest, whole = _split(reply)
+    agreeing = _with_text(rest, options)
+    if letter and agreeing:
+        return {letter} if letter in agreeing else {letter} | agreeing
+    if letters := _bare_letters(whole):
+        return letters
+    if named := _with_text(whole, options):
+        return named
+    first = whole[:1].upper()
+    if whole[1:2] == " " and first in _with_text(whole[2:], options):
+        return {first}
+    if _DENIED.search(whole):
+        return set()
+    letters = _marked_letters(reply)
+    return letters | {letter} if letter else letters
 
 # %% ../../nbs/data/answers.ipynb #9e5c8684
 def _same_text(answer, truth, question):
     "Is it the same text, with or without a letter in front of it?"
-    letter,text,_ = _split(truth)
-    _,rest,whole = _split(answer)
-    texts = [whole] if letter else [rest, whole]  # a letter before the text counts only where the truth has none
-    return bool(text) and normalise(text) in map(normalise, texts)
+    letter, text, _ = _split(truth)
+    _, rest, whole = _split(answer)
+    candidates = [whole] if letter else [rest, whole]  # a letter may be added where the truth has none
+    return bool(text) and normalise(text) in map(normalise, candidates)
 
+@lru_cache(maxsize=1 << 12)
 def _right_letters(truth, question):
     "The options of a question, and which of them are right; no letters where the truth is none of them"
     options = read_options(question)
-    letter,text,_ = _split(truth)
-    if letter and letter not in options: options = {}  # not a letter of these options
-    return options, {letter} if letter else _saying(text, options)
+    letter, text, _ = _split(truth)
+    if letter and letter not in options:  # a letter, but not one of these options
+        options = {}
+    right = {letter} if letter else _with_text(text, options)
+    return options, right
 
 def _same_choice(answer, truth, question):
-    options,right = _right_letters(truth, question)
+    "Does it pick the right option and no other?"
+    options, right = _right_letters(truth, question)
     given = picks(answer, options)
-    if given and given<=right: return True
-    return not (options and right) and _same_text(answer, truth, question)
+    if given and given <= right:
+        return True
+    decided_by_letter = options and right
+    return not decided_by_letter and _same_text(answer, truth, question)
 
 # %% ../../nbs/data/answers.ipynb #f43073ee
 _POLARITY = dict(yes="yes", true="yes", no="no", false="no")
 _NEGATION = re.compile(r"(?:not|never|cannot|\w+n['’]t)$")
 
+def _denies(word): return _POLARITY.get(word) == "no" or bool(_NEGATION.match(word))
+def _affirms(word): return _POLARITY.get(word) == "yes"
+
 def read_yes_no(
-    answer:str  # As given
-)->str|None:    # `yes`, `no`, or None where it says neither or both
+    answer: str,  # As given
+) -> str|None:    # `yes`, `no`, or None where it says neither or both
     "Does an answer say yes or no?"
-    first,*rest = re.findall(r"\w+(?:['’]\w+)?", _split(answer)[2].casefold()) or [""]
-    said = _POLARITY.get(first)
-    if said=="yes": doubt = [w for w in rest if _NEGATION.match(w) or _POLARITY.get(w)=="no"]
-    else: doubt = [w for w in rest if _POLARITY.get(w)=="yes"]
-    return None if doubt else said
+    text = _without_lead(answer).casefold()
+    first, *later = re.findall(r"\w+(?:['’]\w+)?", text) or [""]
+    verdict = _POLARITY.get(first)
+    takes_back = _denies if verdict == "yes" else _affirms
+    return None if any(map(takes_back, later)) else verdict
 
 def _same_polarity(answer, truth, question):
-    return _same_text(answer, truth, question) or read_yes_no(answer)==_POLARITY[normalise(truth)]
+    "Does it say yes or no, as the truth does?"
+    return _same_text(answer, truth, question) or read_yes_no(answer) == _POLARITY[normalise(truth)]
 
 # %% ../../nbs/data/answers.ipynb #9fa7bd97
-_NUMBERS = {w:str(i) for i,w in enumerate("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-                                          "fifteen sixteen seventeen eighteen nineteen twenty".split())}
+_NUMBER_WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen "
+                 "fourteen fifteen sixteen seventeen eighteen nineteen twenty").split()
+_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 _SIGNS = {"%": "percent", "$": "dollar", "€": "euro", "£": "pound", "°": "degree"}
-_NUMBER = re.compile(r"([-+]?)([$€£]?)((?:[1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)?(?:\.\d+)?) ?([^\s\d.,]*)", re.A)
+_NUMBER = re.compile(
+    r"([-+]?)([$€£]?)"                                            # sign, sign of money
+    r"((?:[1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)?(?:\.\d+)?)"        # 1,200 or 1200, and decimals
+    r" ?([^\s\d.,]*)", re.A)                                      # unit
 
 def _unit(word):
     "One name for a unit: a sign by its word, a plural by its singular"
     word = _SIGNS.get(word, word)
-    return word.removesuffix("s") if len(word)>2 else word
+    return word.removesuffix("s") if len(word) > 2 else word
 
 def _units_named(question):
+    "Every word of a question that may be a unit"
     text = question.casefold().replace("percentage", "percent")
-    for sign,word in _SIGNS.items(): text = text.replace(sign, f" {word} ")
-    return {_unit(w) for w in re.findall(r"[^\W\d_]+", text)}
+    for sign, word in _SIGNS.items():
+        text = text.replace(sign, f" {word} ")
+    return {_unit(word) for word in re.findall(r"[^\W\d_]+", text)}
 
 def read_number(
-    text:str                   # An answer, as given
-)->tuple[Decimal, str]|None:   # Value and unit (empty where there is none); None where it is not just a number
+    text: str,                    # An answer, as given
+) -> tuple[Decimal, str]|None:    # Value and unit (may be empty); None where it is not just a number
     "Read an answer that is a number"
-    t = normalise(_split(text)[2]).replace("−", "-")
-    t = re.sub(r"^[a-z]+", lambda m: _NUMBERS.get(m[0], m[0]), t)
-    m = _NUMBER.fullmatch(t)
-    if not m or not m[3] or (m[2] and m[4]) or m[4] in _NUMBERS: return None
-    return Decimal(m[1]+m[3].replace(",", "")),_unit(m[2] or m[4])
+    simple = normalise(_without_lead(text)).replace("−", "-")
+    simple = re.sub(r"^[a-z]+", lambda word: _NUMBERS.get(word[0], word[0]), simple)
+    match = _NUMBER.fullmatch(simple)
+    if match is None:
+        return None
+    sign, money, digits, unit = match.groups()
+    two_units = money and unit
+    if not digits or two_units or unit in _NUMBERS:
+        return None
+    value = Decimal(sign + digits.replace(",", ""))
+    return value, _unit(money or unit)
 
 def _same_number(answer, truth, question):
-    if _same_text(answer, truth, question): return True
-    if not (said := read_number(answer)) or not (right := read_number(truth)): return False
-    units = {said[1], right[1]}
-    return said[0]==right[0] and (len(units)==1 or "" in units and max(units) in _units_named(question))
+    "Is it the same value in the same unit?"
+    if _same_text(answer, truth, question):
+        return True
+    given = read_number(answer)
+    right = read_number(truth)
+    if given is None or right is None or given[0] != right[0]:
+        return False
+    units = {given[1], right[1]}
+    if len(units) == 1:
+        return True
+    return "" in units and max(units) in _units_named(question)
 
 # %% ../../nbs/data/answers.ipynb #71fca3ca
 _VERIFIER = r"""
-import contextlib,json,logging,resource,signal,sys
+import contextlib, json, logging, resource, signal, sys
 from dataclasses import replace
-from math_verify import LatexExtractionConfig,parse,verify
+from math_verify import LatexExtractionConfig, parse, verify
+
 logging.disable()
-with contextlib.suppress(ValueError): resource.setrlimit(resource.RLIMIT_AS, (1<<32, 1<<32))
+with contextlib.suppress(ValueError):
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
 latex = LatexExtractionConfig()
-latex = [replace(latex, normalization_config=replace(latex.normalization_config, units=False))]
-read = lambda text: parse(f"${text}$", latex, "no_fallback", parsing_timeout=None)
+keep_units = replace(latex.normalization_config, units=False)
+extraction = [replace(latex, normalization_config=keep_units)]
+
+def read(text):
+    return parse(f"${text}$", extraction, "no_fallback", parsing_timeout=None)
+
 print("ready", flush=True)
 for line in sys.stdin:
+    truth, answer = json.loads(line)
     signal.setitimer(signal.ITIMER_PROF, 3)
-    try: same = verify(*map(read, json.loads(line)), timeout_seconds=None)
-    except Exception: same = False
+    try:
+        same = verify(read(truth), read(answer), timeout_seconds=None)
+    except Exception:
+        same = False
     signal.setitimer(signal.ITIMER_PROF, 0)
     print(int(same), flush=True)
 """
 
-def _need_maths():
+def _require_math_verify():
     if not importlib.util.find_spec("math_verify"):
-        raise InputError("the rule 'maths' needs math-verify: pip install 'ivgr[maths]', or choose another rule")
+        raise InputError("the rule 'maths' needs math-verify: "
+                         "pip install 'ivgr[maths]', or choose another rule")
 
 class _Verifier:
-    "math-verify in a process of its own, started when it is needed; Ctrl-C does not reach it, and it ends with us"
+    "math-verify in a process of its own, started at the first call; Ctrl-C does not reach it"
     def __init__(self):
-        self.process,self.lock = None,threading.Lock()
-        atexit.register(self.close)
-    def close(self):
-        if self.process: self.process.communicate()
         self.process = None
+        self.lock = threading.Lock()
+        atexit.register(self.close)
+
+    def close(self):
+        if self.process:
+            self.process.communicate()
+        self.process = None
+
     def start(self):
-        _need_maths()
-        p = subprocess.Popen([sys.executable, "-c", _VERIFIER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-        if p.stdout.readline()!="ready\n":
-            raise InputError("the rule 'maths' can't start math-verify: `python -c 'import math_verify,resource'` says why")
-        return p
+        _require_math_verify()
+        process = subprocess.Popen([sys.executable, "-c", _VERIFIER], text=True, start_new_session=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if process.stdout.readline() != "ready\n":
+            raise InputError("the rule 'maths' can't start math-verify: "
+                             "`python -c 'import math_verify,resource'` says why")
+        return process
+
     def __call__(self, truth, answer):
         with self.lock:
-            p,self.process = self.process,None  # taken out, so that whatever interrupts us leaves no unread verdict behind
-            if p is None or p.poll() is not None: p = self.start()
-            print(json.dumps([truth, answer]), file=p.stdin, flush=True)
-            if said := p.stdout.readline(): self.process = p
-            else: p.communicate()
-            return said=="1\n"
+            process = self.process
+            self.process = None  # an interrupt from here on leaves no unread verdict behind
+            if process is None or process.poll() is not None:
+                process = self.start()
+            print(json.dumps([truth, answer]), file=process.stdin, flush=True)
+            verdict = process.stdout.readline()
+            if verdict:
+                self.process = process
+            else:
+                process.communicate()
+            return verdict == "1\n"
 
-_verify = lru_cache(maxsize=1<<14)(_Verifier())  # Rollouts of a query repeat each other
+_verify = lru_cache(maxsize=1 << 14)(_Verifier())  # rollouts of a query repeat each other
 
 def _formula(text):
     "The formula that an answer is, without its delimiters; empty where it is none"
-    t = re.sub(r"\$|\\[()\[\]]", " ", _split(text)[2]).strip().rstrip(" .")
-    return "" if len(t)>300 or re.search(r"\d\s+\d", t) else t
+    formula = re.sub(r"\$|\\[()\[\]]", " ", _without_lead(text)).strip().rstrip(" .")
+    is_none = len(formula) > 300 or re.search(r"\d\s+\d", formula)
+    return "" if is_none else formula
 
 def _same_maths(answer, truth, question):
-    if _same_number(answer, truth, question): return True
-    said,right = _formula(answer),_formula(truth)
-    return bool(said and right) and _verify(right, said)
+    "Is it the same number or the same formula?"
+    if _same_number(answer, truth, question):
+        return True
+    given = _formula(answer)
+    right = _formula(truth)
+    return bool(given and right) and _verify(right, given)
 
 # %% ../../nbs/data/answers.ipynb #2bf5de91
 class Rule(NamedTuple):
@@ -222,79 +334,122 @@ class Rule(NamedTuple):
     fits: Callable[[str, str], bool]             # (truth, question): can it read this truth?
     right: Callable[[str, str, str], bool|None]  # (answer, truth, question); None: ask the judge
 
+def _is_choice(truth, question): return bool(_right_letters(truth, question)[1])
+def _is_yes_no(truth, question): return normalise(truth) in _POLARITY
+def _is_number(truth, question): return read_number(truth) is not None
 def _always(truth, question): return True
+def _ask_the_judge(answer, truth, question): return None
 
-RULES = {  # In the order in which they are tried; the first that always fits ends it
-    "choice": Rule(lambda truth, question: bool(_right_letters(truth, question)[1]), _same_choice),
-    "yes/no": Rule(lambda truth, question: normalise(truth) in _POLARITY, _same_polarity),
-    "number": Rule(lambda truth, question: read_number(truth) is not None, _same_number),
+RULES = {  # in the order in which they are tried; the first that always fits ends it
+    "choice": Rule(_is_choice, _same_choice),
+    "yes/no": Rule(_is_yes_no, _same_polarity),
+    "number": Rule(_is_number, _same_number),
     "text": Rule(_always, _same_text),
     "maths": Rule(_always, _same_maths),
-    "judge": Rule(_always, lambda answer, truth, question: None)}
+    "judge": Rule(_always, _ask_the_judge),
+}
 
+# %% ../../nbs/data/answers.ipynb #an000005
 def _check_texts(truth, question):
-    if not isinstance(truth, str) or not truth.strip(): raise InputError(f"the true answer is {truth!r}: give a text")
-    if not isinstance(question, str): raise InputError(f"the question is {question!r}: give a text")
+    "Raise `InputError` unless both are texts"
+    if not isinstance(truth, str) or not truth.strip():
+        raise InputError(f"the true answer is {truth!r}: give a text")
+    if not isinstance(question, str):
+        raise InputError(f"the question is {question!r}: give a text")
 
 def choose_rule(
-    truth:str,            # The right answer
-    question:str="",      # As the model sees it
-    wanted:str|None=None, # What the user says; None: nothing
-)->str:                   # One of `RULES`
+    truth: str,              # The right answer
+    question: str = "",      # As the model sees it
+    wanted: str|None = None, # The user's choice; None: none
+) -> str:                    # A key of `RULES`; `InputError` for an unknown `wanted` or an empty truth
     "The rule that decides about the answers to a question"
     _check_texts(truth, question)
-    if wanted is not None:
-        if wanted not in RULES: raise InputError(f"there is no answer rule {wanted!r}: choose from {', '.join(RULES)}")
-        if RULES[wanted].fits(truth, question): return wanted
-    return next(name for name,rule in RULES.items() if rule.fits(truth, question))
+    if wanted is not None and wanted not in RULES:
+        raise InputError(f"there is no answer rule {wanted!r}: choose from {', '.join(RULES)}")
+    if wanted is not None and RULES[wanted].fits(truth, question):
+        return wanted
+    return next(name for name, rule in RULES.items() if rule.fits(truth, question))
 
 def rule_for(
-    sample:Sample,                     # A query
-    rules:Mapping[str, str]|None=None, # `question_type` or `source` to rule
-)->str:                                # One of `RULES`
+    sample: Sample,                          # A query
+    rules: Mapping[str, str]|None = None,    # `question_type` or `source` to rule, from `read_rules`
+) -> str:                                    # A key of `RULES`
     "The rule for a sample: by its question type, its source, or its truth"
     rules = rules or {}
-    return choose_rule(sample.answer, sample.question, rules.get(sample.question_type, rules.get(sample.source)))
+    by_source = rules.get(sample.source)
+    wanted = rules.get(sample.question_type, by_source)
+    return choose_rule(sample.answer, sample.question, wanted)
 
 # %% ../../nbs/data/answers.ipynb #75e1bdd3
+def _parse_rules(text):
+    "A mapping that was given as JSON"
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise InputError(f"answer_rules={text!r} is not JSON ({e}); "
+                         'write it as {"ours_geometry": "maths"}') from None
+
 def read_rules(
-    rules:Mapping[str, str]|str|None # A mapping, or one as JSON: `{"ours_geometry": "maths"}`; None: no mapping
-)->dict[str, str]:                   # `question_type` or `datasource` to one of `RULES`
-    "Check which rule the user wants for which questions"
+    rules: Mapping[str, str]|str|None,  # A mapping, or one as JSON: `{"ours_geometry": "maths"}`
+) -> dict[str, str]:                    # `question_type` or `datasource` to a key of `RULES`; empty for None
+    "Check the user's choice of rules; `InputError` names a wrong one"
     if isinstance(rules, str):
-        try: rules = json.loads(rules)
-        except ValueError as e:
-            raise InputError(f'answer_rules={rules!r} is not JSON ({e}); write it as {{"ours_geometry": "maths"}}') from None
-    if rules is None: return {}
+        rules = _parse_rules(rules)
+    if rules is None:
+        return {}
     if not isinstance(rules, Mapping):
         raise InputError(f"answer_rules={rules!r}: give a mapping from question_type or datasource to a rule")
-    for key,rule in rules.items():
+    for label, rule in rules.items():
         if not isinstance(rule, str) or rule not in RULES:
-            raise InputError(f"answer_rules: {rule!r} for {key!r} is no rule; choose from {', '.join(RULES)}")
-    if "maths" in rules.values(): _need_maths()
+            known = ", ".join(RULES)
+            raise InputError(f"answer_rules: {rule!r} for {label!r} is no rule; choose from {known}")
+    if "maths" in rules.values():
+        _require_math_verify()
     return dict(rules)
 
 # %% ../../nbs/data/answers.ipynb #00d354ec
 def warn_unmatched(
-    rules:Mapping[str, str]|None, # From `read_rules`
-    labels:Set[str],              # Every `question_type` and `datasource` of the data
-)->None:
-    "Warn of rules for questions that the data does not have"
-    odd = sorted(set(rules or ())-set(labels))
-    if odd: warnings.warn(f"answer_rules: no row has the question_type or datasource {', '.join(map(repr, odd))}; there is "
-                          f"{', '.join(map(repr, sorted(labels)[:20])) or 'neither'}{' and more' if len(labels)>20 else ''}", stacklevel=2)
+    rules: Mapping[str, str]|None,  # From `read_rules`
+    labels: Set[str],               # Every `question_type` and `datasource` of the data
+) -> None:
+    "Warn of rules for questions that the data do not have"
+    unmatched = sorted(set(rules or ()) - set(labels))
+    if not unmatched:
+        return
+    known = ", ".join(map(repr, sorted(labels)[:20])) or "neither"
+    if len(labels) > 20:
+        known += " and more"
+    warnings.warn("answer_rules: no row has the question_type or datasource "
+                  f"{', '.join(map(repr, unmatched))}; there is {known}", stacklevel=2)
 
 # %% ../../nbs/data/answers.ipynb #f2b8f934
-def accuracy(
-    answer:str|None,    # What stands between the answer tags; None where there is nothing
-    truth:str,          # A text, or the letter of an option, or both: `(B) blue`
-    question:str="",    # As the model sees it; its options tell letters from texts, its words tell which unit is meant
-    rule:str|None=None, # One of `RULES`; None, or one that can't read the truth: as truth and question tell
-)->float|None:          # 1 or 0; None: only the judge can tell
-    "Is the answer right?"
-    rule = choose_rule(truth, question, rule)
-    if not isinstance(answer, str|None): raise InputError(f"the answer is {answer!r}: give a text or None")
-    if not (answer and answer.strip()): return 0.
-    if normalise(answer)==normalise(truth): return 1.
+def _decide(answer, truth, question, rule):
+    "1., 0. or None under a rule that fits"
+    if answer is not None and not isinstance(answer, str):
+        raise InputError(f"the answer is {answer!r}: give a text or None")
+    if answer is None or not answer.strip():
+        return 0.
+    if normalise(answer) == normalise(truth):
+        return 1.
     right = RULES[rule].right(answer, truth, question)
     return None if right is None else float(right)
+
+def accuracy(
+    answer: str|None,       # What stands between the answer tags; None where there is nothing
+    truth: str,             # A text, or the letter of an option, or both: `(B) blue`
+    question: str = "",     # As the model sees it; it tells letters from texts, and which unit is meant
+    rule: str|None = None,  # A key of `RULES`; where None or unfit, truth and question decide
+) -> float|None:            # 1 or 0; None: only the judge can tell
+    "Is the answer right? (paper: R_acc)"
+    return _decide(answer, truth, question, choose_rule(truth, question, rule))
+
+def answer_accuracy(
+    answer: str|None,                      # What stands between the answer tags; None where there is nothing
+    sample: Sample,                        # The query that it answers
+    rules: Mapping[str, str]|None = None,  # From `read_rules`: rules for some `question_type` or `source`
+) -> tuple[float|None, str]:               # 1 or 0, or None: ask the judge; and the rule that decided
+    "R_acc of an answer to a sample, and the rule by which it was decided"
+    rule = rule_for(sample, rules)
+    value = _decide(answer, sample.answer, sample.question, rule)
+    needs_no_judge = rule == "judge" and value is not None  # there is no answer, or it repeats the truth
+    return value, "text" if needs_no_judge else rule
