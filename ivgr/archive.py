@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
 from .core import Group, InputError, Rollout, Stream, is_number, write_atomic
+from .data.answers import answer_accuracy
 from .judge import SCORES, Judge, Pair, ask_judge, nearest
 from .rewards import UNPAIRED_WEIGHTS, base_rewards, totals
 
@@ -311,7 +313,7 @@ def score_groups(
 )->dict[str, float]:                               # Numbers for the log
     "Fill in the reward of every rollout, in the paper's order"
     for g in groups:
-        for r,reward in zip(g.rollouts, base_rewards(g.rollouts, g.sample, g.frame, g.image_size, rules)): r.reward = reward
+        for r,reward in zip(g.rollouts, base_rewards(g.rollouts, g.sample, g.frame, g.image_size, partial(answer_accuracy, rules=rules))): r.reward = reward
     news = [archive.update(g, step) for g in everyone(groups)]
     scores = judge_groups(groups, archive, judge)
     for g in groups:

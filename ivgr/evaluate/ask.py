@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ..boxes import Frame, convert, distinct_boxes, pairwise_iou, union_box
 from ..core import Group, InputError, Reward, Rollout, Sample, Stream, rng_for, write_atomic
+from ..data.answers import answer_accuracy
 from ..data.images import Encoded, image_size, load_image
 from ..policy import Policy, read_prompts
 from ..rewards import base_rewards, format_reward
@@ -104,7 +106,8 @@ def _group_results(group, rules):
     scored = group.rollouts
     if not sample.boxes:  # no true boxes are known: no box reward
         scored = [replace(rollout, stream=Stream.UNPAIRED) for rollout in scored]
-    rewards = base_rewards(scored, sample, group.frame, group.image_size, rules)
+    accuracy = partial(answer_accuracy, rules=rules)
+    rewards = base_rewards(scored, sample, group.frame, group.image_size, accuracy)
     image = image_key(sample)
     replies = Counter()
     rows = []
