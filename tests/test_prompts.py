@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import example,given,strategies as st
 
-from ivgr.boxes import Frame, valid_boxes
-from ivgr.core import Sample, Stream
+from ivgr.boxes import valid_boxes
+from ivgr.core import Frame, Sample, Stream
 from ivgr.prompts import Prompts, messages, parse, read_boxes, strip_placeholders
 
 FULL = Frame.unit1000()
@@ -116,9 +116,9 @@ def test_placeholders_are_read_in_linear_time():
 
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{<"), min_size=1).filter(str.strip)
 
-@given(grounded=plain, textual=plain, single=plain, ending=st.sampled_from(["json","yaml","yml"]))
-def test_prompt_files_keep_every_character(tmp_path_factory, grounded, textual, single, ending):
-    p = Prompts(grounded, textual, single, before_question="\n")
+@given(grounded=plain, textual=plain, unpaired=plain, ending=st.sampled_from(["json","yaml","yml"]))
+def test_prompt_files_keep_every_character(tmp_path_factory, grounded, textual, unpaired, ending):
+    p = Prompts(grounded, textual, unpaired, before_question="\n")
     path = tmp_path_factory.getbasetemp()/f"prompts.{ending}"
     assert Prompts.load(p.save(path))==p
 
