@@ -31,7 +31,7 @@ from .boxes import FAMILIES, model_frame
 from .core import InputError, Sample, Stream
 from .data.images import load_image
 from .prompts import Prompts, messages
-from .tree import ATTENTIONS, Query, backbone, layer_kinds, packs
+from .tree import ATTENTIONS, Query, backbone, layer_kinds, packs, register_attention
 
 # %% ../nbs/09_policy.ipynb #9cba5e78
 @dataclass
@@ -185,6 +185,7 @@ def keep_trainable(
 
 # %% ../nbs/09_policy.ipynb #b681ca6a
 def _load_model(source, dtype, device, attn_implementation, quantise):
+    register_attention()
     try: kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except (OSError, ValueError) as e:
         raise InputError(f"no policy at {source!r}: give a directory, {SHIPPED!r}, or a name on the hub ({str(e)[:200]})") from None

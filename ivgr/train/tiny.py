@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from ..needle import COLOURS, COLUMNS, LETTERS, ROWS
 from ..policy import Policy
 from ..prompts import Prompts
+from ..tree import register_attention
 
 # %% ../../nbs/train/tiny.ipynb #7b264bc4
 SPECIAL = ["<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -58,6 +59,7 @@ def tiny_policy(
     torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=.6)
     torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=1.)
     for layer in model.model.language_model.layers: layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+    register_attention()
     model.set_attn_implementation(dict(text_config="tree"))
     model.generation_config.eos_token_id,model.generation_config.pad_token_id = tok.eos_token_id,tok.pad_token_id
     images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, image_mean=[.92]*3, image_std=[.3]*3,
