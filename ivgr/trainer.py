@@ -32,10 +32,8 @@ from .judge import JUDGE_NAMES, Judge, RubricJudge
 from .loss import check_loss_settings, group_advantages, policy_loss
 from .policy import Policy, encode, frozen_base, load_weights, save_reader
 from .sampler import QuerySampler, make_groups, sample_rollouts
-from ivgr.train.distributed import (
-    StayFrozen, WeightedMeans, all_reduce_grads, check_sharding, gather_batch, pad_microbatches, process_share,
-    shard_base, skip_ddp, sum_over_processes,
-)
+from .train.distributed import StayFrozen, WeightedMeans, all_reduce_grads, check_sharding, gather_batch
+from .train.distributed import pad_microbatches, process_share, shard_base, skip_ddp, sum_over_processes
 from .train.runs import write_completions
 from .train.settings import PolicyConfig, setting
 from .tree import Query, build_tree, microbatches, packs, token_logps
@@ -54,8 +52,8 @@ class DualStreamConfig(PolicyConfig):
         32768, "Tokens of the language model in one forward and backward, padding included; lower it when "
                "memory is short (on a card: see configs/); a query of more tokens goes alone")
     queries_per_sampling: int|None = setting(
-        None, "Queries that are decoded together; lower it when sampling is short of memory; default all of a "
-              "batch")
+        None, "Queries that are decoded together; lower it when sampling is short of memory; default all of "
+              "a batch")
     max_new_tokens: int = setting(80, "Longest reply in tokens (the paper: 4096)")
     max_prompt: int|None = setting(
         None, "Longest prompt in tokens, image included; a longer one is an error, never cut (the paper: "
@@ -63,15 +61,15 @@ class DualStreamConfig(PolicyConfig):
     temperature: float = setting(1., "Of sampling")
     top_p: float = setting(1., "Nucleus of sampling (the paper: 0.99)")
     judge: str = setting(
-        "rubric", "Who scores consistency: rubric (needle scenes), endpoint (a server), policy (its own frozen base), "
-                  "none")
+        "rubric", "Who scores consistency: rubric (needle scenes), endpoint (a server), policy (its own "
+                  "frozen base), none")
     answer_rules: dict|str|None = setting(
         None, 'Rule by question_type or datasource: choice, yes/no, number, text, maths, judge; '
               'JSON, e.g. {"ours_geometry": "maths"}; default as each true answer tells')
     tau: float = setting(.3, "A grounded rollout is a reference only if its box reward is above this")
     keep_references: bool = setting(
-        True, "A query's best grounded rollout stays its reference; false: until the next batch only, as without an "
-              "archive")
+        True, "A query's best grounded rollout stays its reference; false: until the next batch only, as "
+              "without an archive")
     streams: str = setting("both", "In which paired queries are rolled out: both, grounded, textual")
     beta: float = setting(0., "Weight of the KL term towards the policy at the start (the paper: 0.01)")
     clip_low: float = setting(.2, "Lower half-width of the trust region on the ratio")
@@ -80,11 +78,11 @@ class DualStreamConfig(PolicyConfig):
     unpaired_share: float|None = setting(
         None, "Share of unpaired rows in a batch; default as in the data (the paper: 52 of 282)")
     shard_base: bool = setting(
-        False, "Split the frozen weights beside an adapter between the processes, for a base that is too large for "
-               "a card; needs --rollout_url")
+        False, "Split the frozen weights beside an adapter between the processes, for a base that is too "
+               "large for a card; needs --rollout_url")
     share_prefix: bool = setting(
-        True, "Run image and question once for all rollouts of a query; false: the unshared baseline, once for "
-              "each")
+        True, "Run image and question once for all rollouts of a query; false: the unshared baseline, once "
+              "for each")
     completions: int = setting(4, "Rollouts of a step that go into completions.jsonl")
     learning_rate: float = setting(3e-4, "Peak learning rate (the paper, full fine-tune of 7B: 1e-6)")
     lr_scheduler_type: str = setting("constant_with_warmup", "Learning rate schedule")
@@ -107,16 +105,16 @@ class DualStreamConfig(PolicyConfig):
 # %% ../nbs/12_trainer.ipynb #d2000002
 def _check_choices(args):
     if args.fp16:
-        raise InputError("fp16=True: its range is too small for the ratio of log-probabilities here; set bf16 "
-                         "instead")
+        raise InputError("fp16=True: its range is too small for the ratio of log-probabilities here; set "
+                         "bf16 instead")
     if args.judge not in JUDGE_NAMES:
         raise InputError(f"judge={args.judge!r}: choose one of {', '.join(JUDGE_NAMES)}")
     if args.streams not in ("both", Stream.GROUNDED, Stream.TEXTUAL):
         raise InputError(f"streams={args.streams!r}: choose both, grounded or textual")
     rules = args.answer_rules or {}
     if args.judge == "none" and "judge" in rules.values():
-        raise InputError(f"judge='none', but answer_rules={rules}: choose a judge who reads those answers, or "
-                         "another rule")
+        raise InputError(f"judge='none', but answer_rules={rules}: choose a judge who reads those answers, "
+                         "or another rule")
 
 def _check_sampling(args):
     if args.n_rollouts < 2:
@@ -127,8 +125,8 @@ def _check_sampling(args):
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: at least 1 is needed")
     if not args.temperature > 0:
-        raise InputError(f"temperature={args.temperature}: rollouts must differ; choose a value above 0, such "
-                         "as 1")
+        raise InputError(f"temperature={args.temperature}: rollouts must differ; choose a value above 0, "
+                         "such as 1")
     if not 0 < args.top_p <= 1:
         raise InputError(f"top_p={args.top_p}: it is a share of the probability, above 0 and at most 1")
 
@@ -366,7 +364,8 @@ def reference_logps(self: DualStreamTrainer,
     device = self.policy.device
     model = self.reference or self.policy.model
     frozen = torch.no_grad() if self.reference else frozen_base(model)
-    on_card = torch.cuda.device(device) if device.type == "cuda" else nullcontext()  # a thread begins on card 0
+    # A new thread begins on card 0
+    on_card = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with frozen, on_card:
         logps, mask = self.logps(model, groups)
     rollouts = [r for g in groups for r in g.rollouts]

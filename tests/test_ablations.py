@@ -65,10 +65,10 @@ def test_a_run_that_is_stopped_goes_on(tmp_path, monkeypatch):
     def log(folder): return [{k:v for k,v in json.loads(l).items() if not k.startswith("time/")} for l in (folder/"metrics.jsonl").read_text().splitlines()]
     whole = ab.run(arm, 0, tmp_path/"whole", tmp_path)
     score,seen = ab.RecordingTrainer.score,[]
-    def stops(self, queries, groups, batch):
+    def stops(self, groups, batch):
         seen.append(batch)
         if len(seen)==3: raise RuntimeError("stopped")
-        return score(self, queries, groups, batch)
+        return score(self, groups, batch)
     monkeypatch.setattr(ab.RecordingTrainer, "score", stops)
     with pytest.raises(RuntimeError, match="stopped"): ab.run(arm, 0, tmp_path/"again", tmp_path)
     again = ab.run(arm, 0, tmp_path/"again", tmp_path)

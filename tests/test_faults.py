@@ -8,7 +8,7 @@ from ivgr.data.samples import Samples
 from ivgr.needle import write_needle
 from ivgr.serve.endpoint import EndpointConfig, EndpointJudge
 from ivgr.policy import load_policy
-from ivgr.train.runs import RunFiles
+from ivgr.train.runs import RunLog
 from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 from fault_server import FAULTS,FaultServer,truth
@@ -39,7 +39,7 @@ def run(url, data, out, **settings):
     judge = Heard(EndpointJudge(EndpointConfig(url=url, model="m", **dict(timeout=2., retries=3, backoff=.02, budget=60.)|settings)))
     args = DualStreamConfig(output_dir=str(out), beta=.01, judge="endpoint", use_cpu=True, disable_tqdm=True, **SIZES)
     trainer = DualStreamTrainer(load_policy(device="cpu"), args, Samples(data), judge)
-    trainer.add_callback(RunFiles(progress=False))
+    trainer.add_callback(RunLog(progress=False))
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
     assert any(not torch.equal(a, b) for a,b in zip(before, trainer.model.parameters())), "nothing was learned"

@@ -225,19 +225,19 @@ def test_a_mismatched_server_is_weighed_in_the_step(data, host, tmp_path):
     with RolloutFake(host, heat=2.) as server:
         trainer = trainer_for(data, tmp_path/"run", sampler_at(server.url, tmp_path, cap=1.5))
         trainer.create_optimizer_and_scheduler(4)
-        queries,groups,values = trainer.roll_out(Samples(data)[:2], 0)
+        groups = trainer.roll_out(Samples(data)[:2], 0)
     rollouts = [g.rollouts for g in groups]
     n = sum(len(r.tokens) for r in flat(rollouts))
     learns = [p for p in trainer.policy.model.parameters() if p.requires_grad]
     def gradient():
-        loss = trainer.update_loss(queries, rollouts, values, n)
+        loss = trainer.update_loss(groups, n)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, learns)])
     got = gradient()
-    logps,mask = token_logps(trainer.policy.model, queries, rollouts, suppress_tokens=trainer.policy.suppress_tokens)
+    logps,mask = token_logps(trainer.policy.model, [g.query for g in groups], rollouts, suppress_tokens=trainer.policy.suppress_tokens)
     by_hand = 0.
-    for r,v,row,real in zip(flat(rollouts), [v for vs in values for v in vs], logps, mask):
+    for r,row,real in zip(flat(rollouts), logps, mask):
         assert max(r.weights)<=1.5+1e-6
-        by_hand = by_hand-sum(v*w*(l-l.detach()).exp() for l,w in zip(row[real], r.weights))/n
+        by_hand = by_hand-sum(r.advantage*w*(l-l.detach()).exp() for l,w in zip(row[real], r.weights))/n
     want = torch.cat([g.flatten() for g in torch.autograd.grad(by_hand, learns)])
     torch.testing.assert_close(got, want, atol=1e-5*want.abs().max().item(), rtol=1e-3)
     assert any(w==pytest.approx(1.5) for r in flat(rollouts) for w in r.weights)

@@ -11,7 +11,7 @@ from ivgr.data.samples import Samples
 from ivgr.policy import load_policy
 from ivgr.sampler import sample_rollouts
 from ivgr.train.sft import ColdStartConfig, cold_start
-from ivgr.train.runs import RunFiles
+from ivgr.train.runs import RunLog
 from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 class OneByOne(DualStreamTrainer):
@@ -24,15 +24,17 @@ class OneByOne(DualStreamTrainer):
         return out
 
 class Uneven(OneByOne):
-    "Three queries a batch for two processes, and all but the first are dead: the second process has nothing to learn from"
+    "Three queries a batch for two processes, and all but the first have no advantages: the second process has nothing to learn from"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         whole = self.order.batch
         self.order.batch = lambda step: whole(step)[:3]
     def roll_out(self, samples, batch):
-        queries,groups,values = super().roll_out(samples, batch)
+        groups = super().roll_out(samples, batch)
         first = self.samples[self.order.batch(batch)[0]].id
-        return queries,groups,[[v*(g.sample.id==first) for v in vs] for g,vs in zip(groups, values)]
+        for g in groups:
+            for r in g.rollouts: r.advantage *= g.sample.id==first
+        return groups
 
 def run(cls, data, out, batch, resume=None, **settings):
     "Train, and keep what the test compares"
@@ -40,12 +42,12 @@ def run(cls, data, out, batch, resume=None, **settings):
     args = DualStreamConfig(output_dir=str(out), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=batch, **settings)
     trainer = cls(load_policy(device="cpu"), args, Samples(data))
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunFiles(progress=False))
+    trainer.add_callback(RunLog(progress=False))
     trainer.train(resume_from_checkpoint=resume)
     torch.save(dict(weights=trainer.model.state_dict(), archive=trainer.archive.state_dict()), f"{out}-{args.process_index}.pt")
 
 def fit(data, out, batch, policy):
-    "Fine-tune on traces, and keep what the test compares"
+    "Fine-tune on demonstrations, and keep what the test compares"
     args = ColdStartConfig(policy=policy, data=str(data), output_dir=str(out), use_cpu=True, per_device_train_batch_size=batch, max_steps=2, save_steps=2, logging_steps=1,
                            optim="sgd", learning_rate=.3, warmup_steps=0, see_steps=2, point_steps=2, point_scenes=4)
     torch.save(dict(weights=cold_start(args, progress=False).model.state_dict()), f"{out}-{args.process_index}.pt")

@@ -26,8 +26,10 @@ class Uneven(DualStreamTrainer):
         self.judge,whole = Waits(),self.order.batch
         self.order.batch = lambda step: whole(step)[:3]
     def roll_out(self, samples, batch):
-        queries,groups,values = super().roll_out(samples, batch)
-        return queries,groups,[[float(i%2*2-1)*(self.args.process_index==0) for i in range(len(vs))] for vs in values]
+        groups = super().roll_out(samples, batch)
+        for g in groups:
+            for i,r in enumerate(g.rollouts): r.advantage = float(i%2*2-1)*(self.args.process_index==0)
+        return groups
 
 def run(data, out, url, resume=False, **settings):
     "Train, and keep the adapter, and how many bytes of the layers this process holds"

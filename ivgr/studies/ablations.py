@@ -55,7 +55,7 @@ from ..needle import NeedleConfig, box_text, write_needle
 from ..policy import load_policy
 from ..prompts import parse
 from ..serve.policy_judge import PolicyJudge
-from ..train.runs import RunFiles, prepare_run_dir, whole_checkpoints
+from ..train.runs import RunLog, prepare_run_dir, whole_checkpoints
 from ..train.sft import ColdStartConfig, cold_start
 from ..trainer import DualStreamConfig, DualStreamTrainer
 
@@ -269,9 +269,9 @@ class RecordingTrainer(DualStreamTrainer):
     ):
         super().__init__(policy, args, samples, judge)
         self.truths = truths
-    def score(self, queries, groups, batch): # As for any `DualStreamTrainer`
+    def score(self, groups, batch): # As for any `DualStreamTrainer`
         "Rewards as always, then the texts"
-        return super().score(queries, groups, batch)|self.text_stats(groups)
+        return super().score(groups, batch)|self.text_stats(groups)
     def text_stats(self, groups): # Shares of facts and of scores, by stream
         out = {}
         for stream in (Stream.TEXTUAL, Stream.GROUNDED):
@@ -399,7 +399,7 @@ def trainer_for(
     trainer = RecordingTrainer(load_policy(start, torch.float32), args, samples, judge_for(s, seed, lambda: trainer.state.global_step, start), read_truths(samples))
     if s.reference in ("random", "bad"): trainer.archive = OtherArchive(s.reference, seed)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunFiles(progress=False))
+    trainer.add_callback(RunLog(progress=False))
     return trainer
 
 def machine()->dict: # Processor, cores, threads, and where the policy runs

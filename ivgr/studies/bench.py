@@ -179,8 +179,8 @@ def rewards_for(
 SETTINGS:dict[str, Any] = dict(max_steps=1000, learning_rate=1e-6, beta=.01, report_to="none", disable_tqdm=True, logging_steps=10**9, save_strategy="no")
 
 class _Ours(DualStreamTrainer):
-    def score(self, queries, groups, *args, **kwargs): # All that it does, and then the given rewards
-        stats,values = super().score(queries, groups, *args, **kwargs),iter(rewards_for(sum(len(g.rollouts) for g in groups)))
+    def score(self, groups, *args, **kwargs): # All that it does, and then the given rewards
+        stats,values = super().score(groups, *args, **kwargs),iter(rewards_for(sum(len(g.rollouts) for g in groups)))
         for g in groups:
             for r in g.rollouts: r.reward.total = next(values)
         return stats

@@ -108,9 +108,9 @@ def skip_ddp(
     "Leave a trainer's model unwrapped: `all_reduce_grads` does what is needed"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
-            "what learns is never split between cards (FSDP and DeepSpeed of accelerate): for a policy that is too "
-            "large for a card set quantise and lora_rank; reinforcement learning has shard_base, too, which splits "
-            "the frozen weights, see configs/accelerate/fsdp_qlora.yaml")
+            "what learns is never split between cards (FSDP and DeepSpeed of accelerate): for a policy that "
+            "is too large for a card set quantise and lora_rank; reinforcement learning has shard_base, too, "
+            "which splits the frozen weights, see configs/accelerate/fsdp_qlora.yaml")
     trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
 
 def all_reduce_grads(
@@ -150,8 +150,8 @@ def check_sharding(
         refuse("every process would ask the split policy as often as it has texts to judge, and wait for the "
                "others: choose another judge")
     if not sampler:
-        refuse("each token that is sampled here would put all weights together, and replies differ in length: "
-               "set rollout_url")
+        refuse("each token that is sampled here would put all weights together, and replies differ in "
+               "length: set rollout_url")
     if args.world_size == 1:
         refuse("there is one process, so nothing to split: start several with accelerate launch")
 
@@ -192,7 +192,7 @@ def pad_microbatches(
     policy: Policy,          # Whose base may be sharded
     microbatches: Sequence,  # Of this process; the caller runs one forward (and backward) for each
 )->Iterator:
-    "Go through the microbatches; with a sharded base, idle until all processes have made equally many forwards"
+    "Go through the microbatches; with a sharded base, idle until all processes have made equally many"
     sharded = isinstance(backbone(policy.model)[0].language_model, FSDPModule)
     most = max(gather_object([len(microbatches)])) if sharded else len(microbatches)
     yield from microbatches

@@ -71,8 +71,8 @@ def check_files(
 
 # %% ../../nbs/train/runs.ipynb #7d3968ea
 MAY_CHANGE_ON_RESUME = {
-    "output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit", "report_to",
-    "completions", "share_prefix", "tokens_per_forward", "shard_base",
+    "output_dir", "max_steps", "num_train_epochs", "logging_steps", "save_steps", "save_total_limit",
+    "report_to", "completions", "share_prefix", "tokens_per_forward", "shard_base",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
 }
 
@@ -104,17 +104,18 @@ def _check_settings(out, settings):
     changes = [f"{name} was {kept.get(name)!r}, now {value!r}" for name, value in settings.items()
                if kept.get(name) != value]
     if changes:
-        raise InputError(f"{str(out)!r} holds another run's checkpoint: {'; '.join(changes)}. Use its settings, or "
-                         "another --output_dir")
+        raise InputError(f"{str(out)!r} holds another run's checkpoint: {'; '.join(changes)}. Use its "
+                         "settings, or another --output_dir")
 
 def prepare_run_dir(
     args: TrainingArguments,  # Settings of the run
-    resume: bool|str,         # Go on with what is there, or with the checkpoint of this name; False: no run may be there
+    resume: bool|str,         # Go on with what is there, or with this checkpoint; False: no run may be there
 )->Path|None:                 # The checkpoint to go on from; raises `InputError`
     "Make sure that an output directory belongs to this run"
     if args.push_to_hub:
-        raise InputError("push_to_hub=True is for `ivgr sft` and `ivgr train`, which push a policy and its card when "
-                         "they are done; in Python, call ivgr.train.hub.push_policy with what training returns")
+        raise InputError("push_to_hub=True is for `ivgr sft` and `ivgr train`, which push a policy and its "
+                         "card when they are done; in Python, call ivgr.train.hub.push_policy with what "
+                         "training returns")
     out = Path(args.output_dir)
     settings = _lasting_settings(args)
     checkpoint = _find_checkpoint(out, resume)
@@ -149,13 +150,13 @@ def keep_until(
 class RunLog(TrainerCallback):
     "Write `metrics.jsonl`, and show progress"
     def __init__(self,
-        title: str,                # In front of the bar
-        shown: Mapping[str, str],  # Short name on the bar -> name in the log
+        title: str = "train",      # In front of the bar
+        shown: Mapping[str, str]|None = None,  # What the bar shows: short name -> name in the log
         progress: bool = True,     # Show anything
         lines: bool = False,       # Print lines where there is no terminal; False: draw a bar all the same
     ):
         self.title = title
-        self.shown = shown
+        self.shown = shown or {}
         self.progress = progress
         self.lines = lines
 

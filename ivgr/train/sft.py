@@ -33,7 +33,7 @@ from ivgr.train.curriculum import (
     CROWDED, LEADS, draw_scenes_of, learn_to_choose, learn_to_point, learn_to_see, pointing_loss,
 )
 from .distributed import StayFrozen, all_reduce_grads, skip_ddp
-from .runs import SftLog, prepare_run_dir
+from .runs import RunLog, prepare_run_dir
 from .settings import PolicyConfig, load_base, make_trainable, setting
 from ..policy import Policy, read_prompts
 from ..tree import Query, Tree, completion_logps, microbatches, packs
@@ -306,10 +306,11 @@ def cold_start(
         print(f"{n} traces about {len(traces)} images: {fed} tokens a pass, {plain} if every trace had an image of its own", flush=True)
     if not checkpoint: policy = run_curriculum(policy, args, bool(resume), progress)  # else its weights come from the checkpoint
     policy = make_trainable(policy, args)
-    args.disable_tqdm = True  # SftLog shows our own bar
+    args.disable_tqdm = True  # RunLog shows our own bar
     trainer = ColdStartTrainer(policy, args, traces, largest)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(SftLog(progress))
+    losses = ["loss", *(f"{stream}/loss" for stream in Stream)]
+    trainer.add_callback(RunLog("sft", dict(zip(losses, losses)), progress, lines=True))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     policy.model.eval()
