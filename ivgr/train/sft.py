@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer
 
-from ..boxes import FRAMES, model_frame
-from ..core import InputError, Stream
+from ..boxes import model_frame
+from ..core import FRAMES, InputError, Stream
 from ..data.conversations import Conversations, Demonstration, open_data, shown_size, stream_of, written_frame
 from ..data.images import image_size
 from ..data.samples import Samples
