@@ -50,7 +50,7 @@ from ..evaluate.plots import new_figure, finish_figure
 from ..evaluate.statistics import IOU_BINS, wilson
 from ..evaluate.facts import count_facts, coverage_score, facts_score
 from ..evaluate.judge_check import DoubtfulJudge, NoisyJudge
-from ..judge import SCORES, Facts, Judge, Pair, RubricJudge, rubric_score, said
+from ..judge import SCORES, Facts, Judge, Pair, RubricJudge, facts_of, rubric_score
 from ..needle import NeedleConfig, box_text, write_needle
 from ..policy import load_policy
 from ..prompts import parse
@@ -235,7 +235,7 @@ def read_truths(
 )->dict[str, Facts]: # Sample id to what is true about its question
     "The facts of the true reasonings"
     rows = samples.table.select(["id", "query", "grounded"]).to_pylist()
-    return {r["id"]:said(r["query"], r["grounded"]) for r in rows}
+    return {r["id"]:facts_of(r["query"], r["grounded"]) for r in rows}
 
 def fact_shares(
     pairs:Sequence[tuple[Facts, Facts]], # What is true, and what is said
@@ -275,10 +275,10 @@ class RecordingTrainer(DualStreamTrainer):
     def text_stats(self, groups): # Shares of facts and of scores, by stream
         out = {}
         for stream in (Stream.TEXTUAL, Stream.GROUNDED):
-            rows = [(g, r, said(g.sample.question, r.parsed.think or "")) for g in groups for r in g.of(stream)]
+            rows = [(g, r, facts_of(g.sample.question, r.parsed.think or "")) for g in groups for r in g.of(stream)]
             if rows: out |= fact_shares([(self.truths[g.sample.id], facts) for g,_,facts in rows], stream)
             if stream==Stream.GROUNDED: continue
-            teachers = {g.sample.id:said(g.sample.question, t.text) for g in groups if (t := self.archive.get(g.sample.id))}
+            teachers = {g.sample.id:facts_of(g.sample.question, t.text) for g in groups if (t := self.archive.get(g.sample.id))}
             for name,known in (("truth", self.truths), ("teacher", teachers)):
                 scored = [(g.sample.id, rubric_score(known[g.sample.id], facts) if (r.parsed.think or "").strip() else 0., r.reward.parts["accuracy"]==1)
                           for g,r,facts in rows if g.sample.id in known]
@@ -304,7 +304,7 @@ def read_curves(
 
 # %% ../../nbs/studies/ablations.ipynb #8c8f2818
 def _shares_of(rows, truths):
-    pairs = [(truths[r["id"]], said(r["question"], parse(r["text"], Stream.TEXTUAL).think or "")) for r in rows]
+    pairs = [(truths[r["id"]], facts_of(r["question"], parse(r["text"], Stream.TEXTUAL).think or "")) for r in rows]
     found = fact_shares(pairs, "x")|score_shares([rubric_score(*p) for p in pairs], "truth")
     return {k.removeprefix("x/"):round(v, 4) for k,v in found.items()}
 
