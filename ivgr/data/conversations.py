@@ -20,8 +20,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil, smart_resize,
 )
 
-from ..boxes import FRAMES, Frame, convert
-from ..core import InputError, Sample, Stream, rng_for
+from ..boxes import convert
+from ..core import FRAMES, Frame, InputError, Sample, Stream, rng_for
 from .files import locate
 from .images import image_size
 from ivgr.data.samples import (

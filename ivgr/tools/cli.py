@@ -155,7 +155,7 @@ def _add_fields(parser, cls, names, prefix=""): # Flags for these fields of a da
                                default=default, help=said[f.name])
 
 def _data_parser():
-    from ivgr.boxes import FRAMES
+    from ivgr.core import FRAMES
     from ivgr.needle import SPLITS, NeedleConfig
     p = _parser("data", "Data in the published format.")
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
