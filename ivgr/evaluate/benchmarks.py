@@ -28,8 +28,8 @@ from ..data.images import Encoded, image_size
 from ..data.samples import Samples
 from .ask import evaluate, read_results
 from .plots import draw_iou_bins
-from .report import markdown_table, number_text, range_text, modes_table, summary_table, versus, write_page
-from .statistics import accuracy_stats, group_rows, checked_results, mean_of
+from .report import markdown_table, number_text, range_text, modes_table, summary_table, write_page
+from .statistics import accuracy_stats, group_rows, checked_results, mean_of, versus
 from ..needle import NeedleConfig, ask, needle_scene, render
 from ..policy import Policy
 
