@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -23,33 +24,41 @@ from tqdm.auto import tqdm
 from .core import InputError, rng_for, write_atomic
 
 # %% ../nbs/03_needle.ipynb #afacf90c
-COLOURS = dict(red=(214, 39, 40), orange=(255, 140, 0), yellow=(240, 215, 20), green=(34, 139, 34),
-               cyan=(40, 200, 215), blue=(31, 60, 200), purple=(150, 60, 190), black=(25, 25, 25))
-BACKGROUND,CLUTTER = (235, 235, 235),(170, 170, 170)
-ROWS,COLUMNS = ("upper", "middle", "lower"),("left", "centre", "right")
+COLOURS = dict(
+    red=(214, 39, 40), orange=(255, 140, 0), yellow=(240, 215, 20), green=(34, 139, 34),
+    cyan=(40, 200, 215), blue=(31, 60, 200), purple=(150, 60, 190), black=(25, 25, 25))
+BACKGROUND = (235, 235, 235)
+CLUTTER = (170, 170, 170)
+ROWS = ("upper", "middle", "lower")
+COLUMNS = ("left", "centre", "right")
 LETTERS = "ABCD"
 
 # %% ../nbs/03_needle.ipynb #ed6aa418
 @dataclass(frozen=True)
 class NeedleConfig:
     "How hard needle scenes are"
-    size: int = 96           # Side of the square image, in pixels
-    objects: int = 2         # Tiles in a scene, at most one of each colour
-    tile_min: int = 18       # Shortest side of a tile, in pixels
-    tile_max: int = 28       # Longest side of a tile, in pixels
-    clutter: int = 0         # Grey specks that no question is about
-    relations: float = 0.3   # Share of relation questions; the others ask for an attribute
-    choices: float = 0.5     # Share of multiple-choice questions; the others are open
-    terse: float = 0.        # Share of textual traces that only name what was asked for, and not what is to be seen
+    size: int = 96          # Side of the square image, in pixels
+    objects: int = 2        # Tiles in a scene, at most one of each colour
+    tile_min: int = 18      # Shortest side of a tile, in pixels
+    tile_max: int = 28      # Longest side of a tile, in pixels
+    clutter: int = 0        # Grey specks that no question is about
+    relations: float = 0.3  # Share of relation questions; the others ask for an attribute
+    choices: float = 0.5    # Share of multiple-choice questions; the others are open
+    terse: float = 0.       # Share of textual demonstrations that only name what the question is about
+
     def __post_init__(self):
-        if not 1<=self.objects<=len(COLOURS):
-            raise InputError(f"objects={self.objects}: a scene holds 1 to {len(COLOURS)} tiles, one of each colour")
-        if not 4<=self.tile_min<=self.tile_max<=self.size//2:
-            raise InputError(f"tile_min={self.tile_min}, tile_max={self.tile_max}: choose 4 <= tile_min <= tile_max <= size/2 "
-                             f"(size={self.size})")
-        if self.clutter<0: raise InputError(f"clutter={self.clutter}: the number of specks can't be negative")
+        if not 1 <= self.objects <= len(COLOURS):
+            limits = f"a scene holds 1 to {len(COLOURS)} tiles, one of each colour"
+            raise InputError(f"objects={self.objects}: {limits}")
+        if not 4 <= self.tile_min <= self.tile_max <= self.size // 2:
+            limits = f"choose 4 <= tile_min <= tile_max <= size/2 (size={self.size})"
+            raise InputError(f"tile_min={self.tile_min}, tile_max={self.tile_max}: {limits}")
+        if self.clutter < 0:
+            raise InputError(f"clutter={self.clutter}: the number of specks can't be negative")
         for name in ("relations", "choices", "terse"):
-            if not 0<=getattr(self, name)<=1: raise InputError(f"{name}={getattr(self, name)}: a share lies between 0 and 1")
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise InputError(f"{name}={share}: a share lies between 0 and 1")
 
 # %% ../nbs/03_needle.ipynb #b6ddabf5
 @dataclass(frozen=True)
@@ -61,68 +70,89 @@ class Tile:
 
 # %% ../nbs/03_needle.ipynb #a619a73d
 def _place(
-    rng:Random,    # Source of randomness
-    size:int,      # Side of the image, in pixels
-    sides:tuple,   # Shortest and longest side of what is placed
-    taken:list,    # Boxes that are already there
-    tries:int=500, # Attempts before giving up
-)->tuple[int, int, int, int]: # A box two pixels or more away from all others
+    rng: Random,       # Source of randomness
+    size: int,         # Side of the image, in pixels
+    sides: tuple,      # Shortest and longest side of what is placed
+    taken: list,       # Boxes that are already there
+    tries: int = 500,  # Attempts before giving up
+) -> tuple[int, int, int, int]:  # A box two pixels or more away from all others
     "Find a free place"
     for _ in range(tries):
-        w,h = rng.randint(*sides),rng.randint(*sides)
-        x,y = rng.randint(0, size-w),rng.randint(0, size-h)
-        if all(x+w+2<=a or c+2<=x or y+h+2<=b or d+2<=y for a,b,c,d in taken): return x,y,x+w,y+h
-    raise InputError(f"no room for another object of {sides[0]} to {sides[1]} px among {len(taken)} in {size}x{size} px: "
-                     "use fewer or smaller objects, or a larger image")
+        width = rng.randint(*sides)
+        height = rng.randint(*sides)
+        x = rng.randint(0, size - width)
+        y = rng.randint(0, size - height)
+        box = (x, y, x + width, y + height)
+        if all(_are_apart(box, other) for other in taken):
+            return box
+    what = f"another object of {sides[0]} to {sides[1]} px among {len(taken)} in {size}x{size} px"
+    raise InputError(f"no room for {what}: use fewer or smaller objects, or a larger image")
+
+def _are_apart(a, b, distance=2):
+    "Do two boxes keep that many pixels of distance along x or y?"
+    apart_in_x = a[2] + distance <= b[0] or b[2] + distance <= a[0]
+    apart_in_y = a[3] + distance <= b[1] or b[3] + distance <= a[1]
+    return apart_in_x or apart_in_y
 
 # %% ../nbs/03_needle.ipynb #01465c53
 def make_scene(
-    rng:Random,        # Source of randomness
-    cfg:NeedleConfig,  # How hard
-)->tuple[list[Tile], list[tuple]]: # The tiles, and the boxes of the grey specks
+    rng: Random,        # Source of randomness
+    cfg: NeedleConfig,  # How hard
+) -> tuple[list[Tile], list[tuple]]:  # The tiles, and the boxes of the grey specks, in pixels
     "Lay out one scene"
-    taken = []
-    for _ in range(cfg.objects): taken.append(_place(rng, cfg.size, (cfg.tile_min, cfg.tile_max), taken))
-    for _ in range(cfg.clutter): taken.append(_place(rng, cfg.size, (4, 8), taken))
-    colours = rng.sample(list(COLOURS), cfg.objects)
-    tiles = [Tile(c, rng.choice([k for k in COLOURS if k!=c]), b) for c,b in zip(colours, taken)]
-    return tiles,taken[cfg.objects:]
+    taken: list[tuple[int, int, int, int]] = []
+    for _ in range(cfg.objects):
+        taken.append(_place(rng, cfg.size, (cfg.tile_min, cfg.tile_max), taken))
+    for _ in range(cfg.clutter):
+        taken.append(_place(rng, cfg.size, (4, 8), taken))
+    tiles = []
+    for colour, box in zip(rng.sample(list(COLOURS), cfg.objects), taken):
+        top = rng.choice([other for other in COLOURS if other != colour])
+        tiles.append(Tile(colour, top, box))
+    return tiles, taken[cfg.objects:]
 
 # %% ../nbs/03_needle.ipynb #06f67971
 def render(
-    tiles:Sequence[Tile],    # What to draw
-    clutter:Sequence[tuple], # Boxes of the grey specks
-    size:int,                # Side of the image, in pixels
-)->Image.Image:              # RGB
+    tiles: Sequence[Tile],     # What to draw
+    clutter: Sequence[tuple],  # Boxes of the grey specks
+    size: int,                 # Side of the image, in pixels
+) -> Image.Image:              # RGB, `size` x `size`
     "Draw a scene"
     canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
-    for x1,y1,x2,y2 in clutter: canvas[y1:y2, x1:x2] = CLUTTER
-    for t in tiles:
-        x1,y1,x2,y2 = t.box
-        canvas[y1:y2, x1:x2] = COLOURS[t.colour]
-        canvas[y1:(y1+y2)//2, x1:x2] = COLOURS[t.top]
+    for x1, y1, x2, y2 in clutter:
+        canvas[y1:y2, x1:x2] = CLUTTER
+    for tile in tiles:
+        x1, y1, x2, y2 = tile.box
+        middle = (y1 + y2) // 2
+        canvas[y1:middle, x1:x2] = COLOURS[tile.top]
+        canvas[middle:y2, x1:x2] = COLOURS[tile.colour]
     return Image.fromarray(canvas)
 
 # %% ../nbs/03_needle.ipynb #3c4d86f6
 def region(
-    box:Sequence[float], # `(x1, y1, x2, y2)` in pixels
-    size:int,            # Side of the image, in pixels
-)->str:                  # e.g. `"upper left"`
+    box: Sequence[float],  # `(x1, y1, x2, y2)` in pixels
+    size: int,             # Side of the image, in pixels
+) -> str:                  # e.g. `"upper left"`
     "The region of nine in which the centre of a box lies"
-    column,row = (min(2, int(3*(box[i]+box[i+2])/2/size)) for i in (0, 1))
+    x1, y1, x2, y2 = box
+    column = min(2, int(3 * (x1 + x2) / 2 / size))
+    row = min(2, int(3 * (y1 + y2) / 2 / size))
     return f"{ROWS[row]} {COLUMNS[column]}"
 
 # %% ../nbs/03_needle.ipynb #78a5f37c
 def box_text(
-    box:Sequence[float], # `(x1, y1, x2, y2)` in pixels
-    size:int,            # Side of the image, in pixels
-    step:int=20,         # Coordinates are rounded to multiples of this many thousandths
-)->str:                  # e.g. `"<box>[100,200,300,400]</box>"`
+    box: Sequence[float],  # `(x1, y1, x2, y2)` in pixels
+    size: int,             # Side of the image, in pixels
+    step: int = 20,        # Coordinates are rounded to multiples of this many thousandths
+) -> str:                  # e.g. `"<box>[100,200,300,400]</box>"`
     "A box as the grounded stream writes it: thousandths of the image's sides"
-    most = 1000//step
-    ends = [round(v/size*1000/step) for v in box]
-    starts = [min(v, most-1) for v in ends[:2]]
-    return "<box>["+",".join(str(v*step) for v in [*starts, *(max(a+1, b) for a,b in zip(starts, ends[2:]))])+"]</box>"
+    last = 1000 // step
+    x1, y1, x2, y2 = (round(v / size * 1000 / step) for v in box)
+    x1 = min(x1, last - 1)
+    y1 = min(y1, last - 1)
+    x2 = max(x2, x1 + 1)
+    y2 = max(y2, y1 + 1)
+    return f"<box>[{x1 * step},{y1 * step},{x2 * step},{y2 * step}]</box>"
 
 # %% ../nbs/03_needle.ipynb #d3b3295f
 @dataclass(frozen=True)
@@ -138,124 +168,178 @@ class Question:
 
 # %% ../nbs/03_needle.ipynb #080e191c
 def _with_options(
-    rng:Random,            # Source of randomness
-    text:str,              # The question
-    answer:str,            # The right answer
-    pool:Sequence[str],    # Where wrong options come from
-    n:int,                 # Number of options; 0 leaves the question open
-)->tuple[str, str]:        # The question with its options, and the answer as it shall be given
+    rng: Random,          # Source of randomness
+    text: str,            # The question
+    answer: str,          # The right answer
+    pool: Sequence[str],  # Where wrong options come from
+    n: int,               # Number of options; 0 leaves the question open
+) -> tuple[str, str]:     # The question with its options, and the answer in the form that is expected
     "Turn an open question into multiple choice"
-    if not n: return text,answer
-    options = rng.sample([o for o in pool if o!=answer], n-1)+[answer]
+    if not n:
+        return text, answer
+    wrong = [option for option in pool if option != answer]
+    options = rng.sample(wrong, n - 1) + [answer]
     rng.shuffle(options)
-    return text+"".join(f"\n({l}) {o}" for l,o in zip(LETTERS, options)), LETTERS[options.index(answer)]
+    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options)]
+    return "\n".join([text, *lines]), LETTERS[options.index(answer)]
 
 # %% ../nbs/03_needle.ipynb #50834464
 def attribute_question(
-    rng:Random,            # Source of randomness
-    tiles:Sequence[Tile],  # The scene
-    size:int,              # Side of the image, in pixels
-    n_options:int=0,       # 0: open; else 2 to 4
-)->Question:
+    rng: Random,            # Source of randomness
+    tiles: Sequence[Tile],  # The scene
+    size: int,              # Side of the image, in pixels
+    n_options: int = 0,     # 0: open; else 2 to 4
+) -> Question:              # With its true answer, boxes and reasoning
     "Ask for the top colour of one tile"
-    t = rng.choice(tiles)
-    text,answer = _with_options(rng, f"What colour is the top of the {t.colour} tile?", t.top, list(COLOURS), n_options)
-    name,rest = f"The {t.colour} tile",f"is in the {region(t.box, size)}. Its top is {t.top}."
-    return Question(text, answer, (t.box,), "attribute", n_options,
-                    f"{name} {rest}", f"{name} {box_text(t.box, size)} {rest}")
+    tile = rng.choice(tiles)
+    open_text = f"What colour is the top of the {tile.colour} tile?"
+    text, answer = _with_options(rng, open_text, tile.top, list(COLOURS), n_options)
+    name = f"The {tile.colour} tile"
+    facts = f"is in the {region(tile.box, size)}. Its top is {tile.top}."
+    return Question(
+        text, answer, (tile.box,), "attribute", n_options,
+        textual=f"{name} {facts}",
+        grounded=f"{name} {box_text(tile.box, size)} {facts}")
 
 # %% ../nbs/03_needle.ipynb #85472225
-def _gap(a:Tile, b:Tile, axis:int)->float: # Centre of `a` minus centre of `b`, in pixels
-    return (a.box[axis]+a.box[axis+2]-b.box[axis]-b.box[axis+2])/2
-
 def relation_question(
-    rng:Random,            # Source of randomness
-    tiles:Sequence[Tile],  # The scene
-    size:int,              # Side of the image, in pixels
-    n_options:int=0,       # 0: open; else 2
-)->Question|None:          # None where no two tiles are clearly apart (an eighth of the side)
+    rng: Random,            # Source of randomness
+    tiles: Sequence[Tile],  # The scene
+    size: int,              # Side of the image, in pixels
+    n_options: int = 0,     # 0: open; else 2
+) -> Question|None:         # None where no two tiles are clearly apart
     "Ask how two tiles lie to each other"
-    clear = [(a, b, i) for a in tiles for b in tiles if a is not b for i in (0, 1) if abs(_gap(a, b, i))>=size/8]
-    if not clear: return None
-    a,b,axis = rng.choice(clear)
-    words = ("left", "right") if axis==0 else ("above", "below")
-    answer = words[_gap(a, b, axis)>0]
-    ask = f"{words[0]} or {words[1]} of" if axis==0 else "above or below"
-    said = f"{answer} of" if axis==0 else answer
-    text,given = _with_options(rng, f"Is the {a.colour} tile {ask} the {b.colour} tile?", answer, words, n_options)
-    def reasoning(mention): return (f"{mention(a)} is in the {region(a.box, size)}. {mention(b)} is in the "
-        f"{region(b.box, size)}. The {a.colour} tile is {said} the {b.colour} tile.")
-    return Question(text, given, (a.box, b.box), "relation", n_options, reasoning(lambda t: f"The {t.colour} tile"),
-                    reasoning(lambda t: f"The {t.colour} tile {box_text(t.box, size)}"))
+    pairs = _clear_pairs(tiles, size)
+    if not pairs:
+        return None
+    a, b, axis = rng.choice(pairs)
+    words = ("left", "right") if axis == 0 else ("above", "below")
+    answer = words[_gap(a, b, axis) > 0]
+    relation = " or ".join(words) + (" of" if axis == 0 else "")
+    open_text = f"Is the {a.colour} tile {relation} the {b.colour} tile?"
+    text, answer_given = _with_options(rng, open_text, answer, words, n_options)
+    conclusion = f"The {a.colour} tile is {answer}{' of' if axis == 0 else ''} the {b.colour} tile."
+    where_a = f"is in the {region(a.box, size)}."
+    where_b = f"is in the {region(b.box, size)}."
+    return Question(
+        text, answer_given, (a.box, b.box), "relation", n_options,
+        textual=f"The {a.colour} tile {where_a} The {b.colour} tile {where_b} {conclusion}",
+        grounded=f"The {a.colour} tile {box_text(a.box, size)} {where_a} "
+                 f"The {b.colour} tile {box_text(b.box, size)} {where_b} {conclusion}")
+
+def _clear_pairs(tiles, size):
+    "All `(a, b, axis)` whose centres lie clearly apart along the axis, 0 for x and 1 for y"
+    pairs = []
+    for a, b in permutations(tiles, 2):
+        for axis in (0, 1):
+            if abs(_gap(a, b, axis)) >= size / 8:
+                pairs.append((a, b, axis))
+    return pairs
+
+def _gap(a, b, axis):
+    "Centre of `a` minus centre of `b` along an axis, in pixels"
+    a_sum = a.box[axis] + a.box[axis + 2]
+    b_sum = b.box[axis] + b.box[axis + 2]
+    return (a_sum - b_sum) / 2
 
 # %% ../nbs/03_needle.ipynb #a5d6fdee
 def ask(
-    rng:Random,            # Source of randomness
-    tiles:Sequence[Tile],  # The scene
-    cfg:NeedleConfig,      # How questions are mixed
-)->Question:
+    rng: Random,            # Source of randomness
+    tiles: Sequence[Tile],  # The scene
+    cfg: NeedleConfig,      # How questions are mixed
+) -> Question:              # With its true answer, boxes and reasoning
     "Draw a question; where a scene has no clear relation, it is about an attribute"
-    choice = rng.random()<cfg.choices
-    q = relation_question(rng, tiles, cfg.size, 2 if choice else 0) if rng.random()<cfg.relations else None
-    q = q or attribute_question(rng, tiles, cfg.size, rng.choice((2, 3, 4)) if choice else 0)
-    terse = cfg.terse and rng.random()<cfg.terse
-    return replace(q, textual=" ".join(f"The {t.colour} tile." for b in q.boxes for t in tiles if t.box==b)) if terse else q
+    is_choice = rng.random() < cfg.choices
+    question = None
+    if rng.random() < cfg.relations:
+        question = relation_question(rng, tiles, cfg.size, 2 if is_choice else 0)
+    if question is None:
+        n_options = rng.choice((2, 3, 4)) if is_choice else 0
+        question = attribute_question(rng, tiles, cfg.size, n_options)
+    if cfg.terse and rng.random() < cfg.terse:
+        colour_at = {tile.box: tile.colour for tile in tiles}
+        names = [f"The {colour_at[box]} tile." for box in question.boxes]
+        question = replace(question, textual=" ".join(names))
+    return question
 
 # %% ../nbs/03_needle.ipynb #ded9909c
-SPLITS = dict(train=range(0, 7), validation=range(7, 8), test=range(8, 10))
+SPLITS = dict(train=range(0, 7), validation=range(7, 8), test=range(8, 10))  # Of ten buckets
 
 def split_of(
-    tiles:Sequence[Tile], # The scene
-)->str:                   # `train`, `validation` or `test`
+    tiles: Sequence[Tile],  # The scene
+) -> str:                   # `train`, `validation` or `test`
     "The split to which a scene belongs, by its content alone"
-    key = json.dumps(sorted((t.colour, t.top, t.box) for t in tiles)).encode()
-    bucket = hashlib.sha1(key).digest()[0]%10
-    return next(name for name,buckets in SPLITS.items() if bucket in buckets)
+    content = sorted((tile.colour, tile.top, tile.box) for tile in tiles)
+    digest = hashlib.sha1(json.dumps(content).encode()).digest()
+    bucket = digest[0] % 10
+    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 # %% ../nbs/03_needle.ipynb #1a8f5f6a
 def needle_scene(
-    split:str,         # `train`, `validation` or `test`
-    index:int,         # Which scene of the split
-    cfg:NeedleConfig,  # How hard
-    seed:int=0,        # Another seed gives other scenes of the same split
-)->tuple[list[Tile], list[tuple], Random]: # Tiles, specks, and the generator to go on with
+    split: str,         # `train`, `validation` or `test`
+    index: int,         # Which scene of the split
+    cfg: NeedleConfig,  # How hard
+    seed: int = 0,      # Another seed gives other scenes of the same split
+) -> tuple[list[Tile], list[tuple], Random]:  # Tiles, specks, and the generator to go on with
     "The scene with this number; the same call always gives the same scene"
-    if split not in SPLITS: raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     rng = rng_for(seed, "needle", split, index)
     while True:
-        tiles,clutter = make_scene(rng, cfg)
-        if split_of(tiles)==split: return tiles,clutter,rng
+        tiles, clutter = make_scene(rng, cfg)
+        if split_of(tiles) == split:
+            return tiles, clutter, rng
 
 # %% ../nbs/03_needle.ipynb #30a22e95
 def write_needle(
-    out:str|Path,           # Directory; gets `<split>.parquet` and `images/<split>/`
-    split:str,              # `train`, `validation` or `test`
-    n:int,                  # Number of scenes
-    cfg:NeedleConfig=NeedleConfig(), # How hard
-    seed:int=0,             # Another seed gives other scenes of the same split
-    questions:int=1,        # Questions about each scene
-    progress:bool=True,     # Show a progress bar
-)->Path:                    # The parquet file
+    out: str|Path,         # Directory; gets `<split>.parquet` and `images/<split>/`
+    split: str,            # `train`, `validation` or `test`
+    n: int,                # Number of scenes
+    cfg: NeedleConfig = NeedleConfig(),  # How hard
+    seed: int = 0,         # Another seed gives other scenes of the same split
+    questions: int = 1,    # Questions about each scene
+    progress: bool = True, # Show a progress bar
+) -> Path:                 # The parquet file
     "Write needle scenes to disk in the published format"
-    import pyarrow as pa, pyarrow.parquet as pq
-    for name,value in dict(n=n, questions=questions).items():
-        if value<1: raise InputError(f"{name}={value}: write at least 1")
+    for name, value in dict(n=n, questions=questions).items():
+        if value < 1:
+            raise InputError(f"{name}={value}: write at least 1")
     out = Path(out)
-    folder = out/"images"/split
+    file = out / f"{split}.parquet"
     rows = []
     for i in tqdm(range(n), desc=f"needle {split}", disable=not progress):
-        tiles,clutter,rng = needle_scene(split, i, cfg, seed)
-        if not i:
-            folder.mkdir(parents=True, exist_ok=True)
-            (out/f"{split}.parquet").unlink(missing_ok=True)  # an older table goes before its images change
-        file = folder/f"{seed}-{i:06d}.png"
-        render(tiles, clutter, cfg.size).save(file, compress_level=1)
+        tiles, clutter, rng = needle_scene(split, i, cfg, seed)
+        image = Path("images", split, f"{seed}-{i:06d}.png")
+        if i == 0:  # the settings are good: an older table goes before its images change
+            (out / image).parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
+        render(tiles, clutter, cfg.size).save(out / image, compress_level=1)
         for j in range(questions):
-            q = ask(rng, tiles, cfg)
-            rows.append(dict(id=f"needle-{split}-{seed}-{i}-{j}", problem=f"<image>\n{q.text}", query=q.text, answer=q.answer,
-                images=[file.relative_to(out).as_posix()], target_instances=[dict(bbox=[float(v) for v in b]) for b in q.boxes],
-                datasource="needle", question_type=q.kind+("-choice" if q.options else ""), textual=q.textual, grounded=q.grounded))
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({"needle":json.dumps(asdict(cfg)|dict(seed=seed, split=split))})
+            sample_id = f"needle-{split}-{seed}-{i}-{j}"
+            rows.append(_row(sample_id, ask(rng, tiles, cfg), image.as_posix()))
+    settings = asdict(cfg) | dict(seed=seed, split=split)
+    return _write_table(file, rows, settings)
+
+# %% ../nbs/03_needle.ipynb #5d1a89cf
+def _row(sample_id, question, image):
+    "A question in the published columns, and ours"
+    return dict(
+        id=sample_id,
+        problem=f"<image>\n{question.text}",
+        query=question.text,
+        answer=question.answer,
+        images=[image],
+        target_instances=[dict(bbox=[float(v) for v in box]) for box in question.boxes],
+        datasource="needle",
+        question_type=f"{question.kind}-choice" if question.options else question.kind,
+        textual=question.textual,
+        grounded=question.grounded)
+
+def _write_table(file, rows, settings):
+    "Write rows to a parquet file in one step; its metadata say how they were made"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"needle": json.dumps(settings)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    return write_atomic(out/f"{split}.parquet", buffer.getvalue())
+    return write_atomic(file, buffer.getvalue())

@@ -34,8 +34,8 @@ class Prompts:
         "and only that, inside <answer></answer>.")  # Reason with boxes
     textual: str = (
         "First reason inside <think></think>, in words and without coordinates: name the objects that "
-        "matter, where they are in the image and what they look like. Then give the final answer, and only that, "
-        "inside <answer></answer>.")  # The same in words
+        "matter, where they are in the image and what they look like. Then give the final answer, and only "
+        "that, inside <answer></answer>.")  # The same in words
     unpaired: str = (
         "First reason inside <think></think>, then give the final answer, and only that, "
         "inside <answer></answer>.")  # For data without boxes
@@ -191,7 +191,7 @@ def find_block(
         return None
     return Block(begin, start, stop, stop + len(closing))
 
-# %% ../nbs/02_prompts.ipynb #7fa88b26
+# %% ../nbs/02_prompts.ipynb #6cf6687e
 class Blocks(NamedTuple):
     "The two blocks of a reply"
     think: str|None    # The text in it; None where there is no such block
