@@ -493,7 +493,7 @@ def test_checkpointing_leaves_a_frozen_tower_alone(saved, data, tmp_path, toy_re
             try: return super().training_step(*args)
             finally: look.remove()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ivgr.trainer.DualStreamTrainer", Looks)
+        patched.setattr("ivgr.train.rl.DualStreamTrainer", Looks)
         learned = trained(train(train_args(tmp_path, data, saved/"qwen2_5_vl", lora_rank=4, gradient_checkpointing=True), progress=False).model)
     assert {needs for grad,needs in seen if grad}=={False}, seen
     assert all(p.any() for n,p in learned.items() if "lora_B" in n)
