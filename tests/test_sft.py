@@ -3,8 +3,7 @@ import json
 
 import pytest,torch
 
-from ivgr.boxes import Frame
-from ivgr.core import InputError, rng_for
+from ivgr.core import Frame, InputError, rng_for
 from ivgr.needle import NeedleConfig, attribute_question, box_text, make_scene, render
 from ivgr.policy import load_policy, load_weights, save_policy
 from ivgr.prompts import move_boxes, read_boxes
@@ -18,8 +17,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def talks(tmp_path_factory):
-    "Six images of two shapes, two questions about each, two traces of each question; boxes in pixels of the file"
-    folder = tmp_path_factory.mktemp("traces")
+    "Six images of two shapes, two questions about each, two demonstrations of each question; boxes in pixels of the file"
+    folder = tmp_path_factory.mktemp("conversations")
     (folder/"images").mkdir()
     rng,rows = rng_for(0, "sft"),[]
     for i in range(6):
@@ -39,30 +38,35 @@ def talks(tmp_path_factory):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_or_not_every_family_learns_the_same(family, talks):
-    policy,traces = random_policy(family),Demonstrations(Conversations(talks))
-    items = [traces[0], traces[1]]
-    packets = [p for item in items for p in pack_demonstrations(policy, item)]
-    assert len(packets)==(8 if family=="qwen3_5" else 2)                  # linear attention takes the plain path
-    assert [sum(len(p.tree) for p in packets if p.traces[0] in item) for item in items]==[n for n,_ in count_tokens(policy, traces, progress=False)[:2]]
+    policy = random_policy(family)
+    demonstrations = Demonstrations(Conversations(talks))
+    items = [demonstrations[0], demonstrations[1]]
+    packed = [example for item in items for example in pack_demonstrations(policy, item)]
+    alone = [example for item in items for d in item for example in pack_demonstrations(policy, [d])]
+    assert len(packed)==(8 if family=="qwen3_5" else 2)                  # linear attention packs no trees
+    fed = [sum(len(e.tree) for e in packed if e.demonstrations[0] in item) for item in items]
+    assert fed==[count.fed for count in count_tokens(policy, demonstrations, progress=False)[:2]]
+    n = sum(example.n_learned for example in packed)
     grads = []
-    for groups in ([packets], [pack_demonstrations(policy, [t]) for item in items for t in item]):
+    for forwards in ([packed], [[example] for example in alone]):
         policy.model.zero_grad()
-        n = sum(len(leaf) for p in packets for leaf in p.tree.tokens[-len(p.traces):])
-        for group in groups: demonstration_loss(policy, group, n)[0].backward()
+        for examples in forwards: demonstration_loss(policy, examples, n)[0].backward()
         grads.append({k:p.grad.clone() for k,p in policy.model.named_parameters() if p.grad is not None})
     for k,g in grads[0].items(): assert (g-grads[1][k]).abs().max()<1e-3*(g.abs().max()+1e-6), k
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_boxes_are_taught_where_the_model_sees_them(family, talks):
-    policy,traces = random_policy(family),Demonstrations(Conversations(talks))
-    for item in (traces[0], traces[1]):
-        trace = item[0]
+    policy = random_policy(family)
+    demonstrations = Demonstrations(Conversations(talks))
+    for item in (demonstrations[0], demonstrations[1]):
+        first = item[0]
         query = pack_demonstrations(policy, item)[0].query
         assert query.frame==(Frame.resized(*(query.grid[0,[2,1]]*8).tolist()) if family=="qwen2_5_vl" else Frame.unit1000())
-        (box,),invalid = read_boxes(move_boxes(trace.reply, Frame.original(*query.image_size), query.frame), query.frame)
-        w,h = query.image_size
-        off = [abs(a/n-b/m) for a,b,n,m in zip(box, trace.sample.boxes[0], (query.frame.width, query.frame.height)*2, (w, h)*2)]
-        assert not invalid and max(off)<=.51/min(query.frame.width, query.frame.height), (box, trace.sample.boxes)
+        taught = move_boxes(first.reply, Frame.original(*query.image_size), query.frame)
+        (box,),invalid = read_boxes(taught, query.frame)
+        sides = (query.frame.width, query.frame.height)
+        off = [abs(a/n-b/m) for a,b,n,m in zip(box, first.sample.boxes[0], sides*2, query.image_size*2)]
+        assert not invalid and max(off)<=.51/min(sides), (box, first.sample.boxes)
 
 @pytest.mark.parametrize("family,settings", [("qwen2_5_vl", dict(quantise=4, lora_rank=4, lora_merger=True)), ("qwen2_5_vl", dict(tokens_per_forward=300)),
                                              ("qwen3_5", dict(lora_rank=4, lora_dropout=.5))])

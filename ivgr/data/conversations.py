@@ -11,7 +11,6 @@ __all__ = ['ROLES', 'WRITER', 'Demonstration', 'content_text', 'read_turn', 'rea
 # %% ../../nbs/data/conversations.ipynb #81832645
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +20,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil, smart_resize,
 )
 
-from ..boxes import FRAMES, Frame, convert
-from ..core import InputError, Parsed, Sample, Stream
+from ..boxes import convert
+from ..core import FRAMES, Frame, InputError, Parsed, Sample, Stream
 from .files import locate
-from .images import image_size
-from ivgr.data.samples import (
-    Samples, _image_key, _images, image_finder, is_paired, load_table, rows_by_image,
-)
-from ..prompts import parse
+from .images import image_key, image_size, read_images
+from .samples import Samples, image_finder, is_paired, load_table, rows_by_image
+from ..prompts import parse, strip_placeholders
 
 # %% ../../nbs/data/conversations.ipynb #28268fd5
 class Demonstration(NamedTuple):
@@ -71,7 +68,8 @@ def read_turns(
         raise InputError(f"a turn has no or an unknown {e}: expected from and value, or role and content, "
                          f"of {', '.join(ROLES)}") from None
     except (ValueError, TypeError, AttributeError):
-        raise InputError(f"its conversation is {str(conversation)[:80]!r}: a list of turns is needed") from None
+        raise InputError(f"its conversation is {str(conversation)[:80]!r}: "
+                         "a list of turns is needed") from None
 
 # %% ../../nbs/data/conversations.ipynb #dc4ed5a2
 def cut_instruction(
@@ -88,15 +86,8 @@ def bare_question(
     text: str,      # A user's turn
     n_images: int,  # How many images belong to it
 ) -> str:           # Never empty
-    "The question alone: no marks for images, no instruction"
-    marks = text.count("<image>")
-    if marks not in (0, n_images):
-        raise InputError(f"{marks} <image> marks for {n_images} images")
-    unmarked = re.sub(r"^(\s*<image>)+|(<image>\s*)+$", "", text)
-    if "<image>" in unmarked:
-        raise InputError(f"an <image> mark stands within the question {unmarked.strip()[:80]!r}: "
-                         "images come before it")
-    question = cut_instruction(unmarked)
+    "The question alone: no placeholders for images, no instruction"
+    question = cut_instruction(strip_placeholders(text, n_images, after=True))
     if not question:
         shown = text.strip()[:80]
         raise InputError(f"there is no question before the instruction in {shown!r}: "
@@ -185,7 +176,7 @@ def written_frame(
         return Frame.original(*size)
     return Frame.resized(*shown_size(WRITER, size))
 
-# %% ../../nbs/data/conversations.ipynb #9972034d
+# %% ../../nbs/data/conversations.ipynb #484962fb
 def question_and_reply(
     turns: Sequence[tuple[str, str]],  # From `read_turns`
 ) -> tuple[str, str]:                  # The user's text and the assistant's
@@ -288,7 +279,7 @@ class Conversations(Sequence):
         row = self.row(i)
         with self.naming_row(i):
             question, reply = question_and_reply(read_turns(row.get(self.turns_column)))
-            images = _images(row.get(self.images_column) or [], self.find, self.where(i))
+            images = read_images(row.get(self.images_column) or [], self.find, self.where(i))
             if not images:
                 raise InputError("there is no image")
             question = bare_question(question, len(images))
@@ -348,7 +339,7 @@ def question_id(
     images: Any,    # The row's column of images
 ) -> str:           # 16 hexadecimal digits
     "The same for all demonstrations of one question"
-    content = json.dumps([question, _image_key(images)])
+    content = json.dumps([question, image_key(images)])
     return hashlib.sha1(content.encode()).hexdigest()[:16]
 
 def row_source(
@@ -378,7 +369,7 @@ def conversation_table(
         conversations=pa.array(rows, pa.list_(turn_type)),
         datasource=pa.array(sources, pa.string())))
 
-# %% ../../nbs/data/conversations.ipynb #49936943
+# %% ../../nbs/data/conversations.ipynb #72b690b4
 def holds_conversations(
     file: Path,  # JSON, JSON lines or parquet
 ) -> bool:

@@ -210,7 +210,7 @@ def pointing_tree(
     tiles: Sequence[Tile],  # The scene
     image: Image.Image,     # The same, drawn
     lead: str = "",         # Words before the colour, as a question has them; empty: just "The red"
-) -> tuple[Query, Tree]:    # Prefix: image and lead; for each tile a suffix " red", a completion " upper left"
+) -> tuple[Query, Tree]:    # Prefix: image and lead; for each tile a suffix " red", completion " upper left"
     "The shortest texts that name a place"
     prompts = []
     for colour in ("red", "blue"):  # two prompts, which part at the colour
