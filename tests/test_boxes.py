@@ -5,8 +5,9 @@ from hypothesis import assume,given,strategies as st
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
+from ivgr.core import Frame
 from ivgr.boxes import (
-    Frame, as_boxes, box_reward, box_rewards, clip_boxes, convert, distinct_boxes, model_frame,
+    as_boxes, box_reward, box_rewards, clip_boxes, convert, distinct_boxes, model_frame,
     pairwise_iou, paper_box_reward, union_box, valid_boxes,
 )
 

@@ -4,11 +4,10 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, strategies as st
 from PIL import Image
-from ivgr.boxes import Frame
-from ivgr.core import InputError
+from ivgr.core import Frame, InputError
 from ivgr.data.files import ImageFinder, unpack
 from ivgr.data.images import Encoded, image_size, load_image
-from ivgr.data.samples import Samples, _sample, check_boxes, target_boxes
+from ivgr.data.samples import Samples, check_boxes, read_sample, target_boxes
 from ivgr.needle import NeedleConfig, box_text, needle_scene, split_of, write_needle
 from ivgr.prompts import read_boxes
 
@@ -57,7 +56,7 @@ columns = {c:anything for c in ('problem', 'answer', 'target_instances', 'dataso
 def test_any_row_is_a_sample_or_a_message(tmp_path_factory, change):
     "A published row with columns of another kind"
     find = ImageFinder([tmp_path_factory.getbasetemp()])
-    try: s = _sample(GOOD|change, find, 'row 7')
+    try: s = read_sample(GOOD|change, find, 'row 7')
     except InputError as e: assert str(e)
     else:
         assert s.question and s.answer and s.images and s.id
@@ -67,7 +66,7 @@ def test_any_row_is_a_sample_or_a_message(tmp_path_factory, change):
 def test_what_no_image_is():
     find = ImageFinder([])
     for wrong in ('a\0b', dict(bytes='text', path=None), dict(bytes='text', path='a.png'), dict(bytes=None, path=None)):
-        with pytest.raises(InputError, match='expected a path'): _sample(GOOD|dict(images=wrong), find, 'row 7')
+        with pytest.raises(InputError, match='expected a path'): read_sample(GOOD|dict(images=wrong), find, 'row 7')
     with pytest.raises(InputError, match='target_instances'): target_boxes('['*100_000)
 
 number = st.integers(-3, 12)|st.floats(-3, 12)

@@ -22,100 +22,161 @@ from ..needle import SPLITS
 
 # %% ../../nbs/data/files.ipynb #d2049cfe
 def fetch(
-    name:str, # Of a data set on the hub, `owner/name`
-)->Path:      # Directory of its newest snapshot
+    name: str,  # Of a data set on the hub, `owner/name`
+) -> Path:      # Directory of its newest snapshot
     "A data set from the hub's cache, where it is put if it is not there yet"
-    from huggingface_hub import constants,snapshot_download
-    try: return Path(snapshot_download(name, repo_type="dataset"))
-    except Exception as e: # ours is not the place to know all that can happen on a network
-        raise InputError(f"there is no file or directory {name!r}, and the data set {name!r} of the hub is neither in the cache "
-            f"({constants.HF_HUB_CACHE}) nor could it be downloaded ({str(e.__cause__ or e).splitlines()[0][:240]}). On a machine with "
-            f"a network: `hf download {name} --repo-type dataset --local-dir DIR`; copy DIR here and give it instead of the name") from None
+    from huggingface_hub import constants, snapshot_download
+    try:
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except Exception as e:  # of any kind: networks fail in many ways
+        reason = str(e.__cause__ or e).splitlines()[0][:240]
+        raise InputError(
+            f"there is no file or directory {name!r}, and the data set {name!r} of the hub is neither in the "
+            f"cache ({constants.HF_HUB_CACHE}) nor could it be downloaded ({reason}). On a machine with a "
+            f"network: `hf download {name} --repo-type dataset --local-dir DIR`; copy DIR here and give it "
+            "instead of the name") from None
 
 # %% ../../nbs/data/files.ipynb #38084c81
 def data_files(
-    folder:Path, # Directory
-    split:str,   # `train`, `validation`, `test` or another name
-    endings:Sequence[str]=("parquet",), # What a table may end in, the first one that is there counts
-)->list[Path]:   # One file, or the shards of one
-    "The files of a split, by their names; a directory's only one is its training data, whatever its name"
+    folder: Path,  # Directory
+    split: str,    # `train`, `validation`, `test` or another name
+    endings: Sequence[str] = ("parquet",),  # What a table may end in; the first one that exists counts
+) -> list[Path]:   # One file, or the shards of one
+    "The files of a split, by their names; a directory's only table is its training data, whatever its name"
     for ending in endings:
         for pattern in (f"{split}.{ending}", f"{split}-*.{ending}", f"data/{split}-*.{ending}"):
-            if found := sorted(folder.glob(pattern)): return found
-    named = lambda f: re.split(r"[-.]", f.name)[0] not in SPLITS and f.name!="dataset_info.json"  # LLaMA-Factory's list of data sets
-    other = next((found for ending in endings if (found := [f for f in sorted(folder.glob(f"*.{ending}")) if named(f)])), [])
-    if split=="train" and len(other)==1: return other
-    there = f"it holds {', '.join(f.name for f in other)}: name one of these files" if other else (
-        f"give a parquet file, a directory with {split}.parquet in it (`ivgr data needle` writes one), or the name of a data set on the hub")
-    raise InputError(f"no data at {str(folder/f'{split}.parquet')!r}: {there}")
+            shards = sorted(folder.glob(pattern))
+            if shards:
+                return shards
+    others = _other_tables(folder, endings)
+    if split == "train" and len(others) == 1:
+        return others
+    if others:
+        hint = f"it holds {', '.join(file.name for file in others)}: name one of these files"
+    else:
+        hint = (f"give a parquet file, a directory with {split}.parquet in it (`ivgr data needle` writes "
+                "one), or the name of a data set on the hub")
+    raise InputError(f"no data at {str(folder / f'{split}.parquet')!r}: {hint}")
+
+def _other_tables(folder, endings):
+    "Tables that are not named after a split, with the first ending that any has"
+    for ending in endings:
+        files = sorted(folder.glob(f"*.{ending}"))
+        tables = [file for file in files if not _has_other_use(file.name)]
+        if tables:
+            return tables
+    return []
+
+def _has_other_use(name):
+    "Is it a split's file, or LLaMA-Factory's list of data sets?"
+    return re.split(r"[-.]", name)[0] in SPLITS or name == "dataset_info.json"
 
 # %% ../../nbs/data/files.ipynb #9365b7d5
-def _extract(archive, target):
-    "Everything in an archive; an exception for a damaged one"
-    show = partial(tqdm, desc=f"unpacking {archive.name} into {target.with_suffix('')}, once", unit=" files")
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            for member in show(z.infolist()): z.extract(member, target) # checks its checksum, and nothing can land outside
-        return
-    with tarfile.open(archive) as tar:
-        for member in show(tar): tar.extract(member, target, filter="data") # nothing may land outside
-        zeros = 0 # `tarfile` takes a broken header for the end, which is zeros to the last byte
-        while chunk := tar.fileobj.read(2**20):
-            if chunk.strip(b"\0"): raise tarfile.ReadError("a header is broken")
-            zeros += len(chunk)
-        if not zeros: raise tarfile.ReadError("it ends too early")
-
 def unpack(
-    archive:Path, # `.tar`, `.tar.gz` and the like, or `.zip`
-)->Path:          # Directory with its content
+    archive: Path,  # `.tar`, `.tar.gz` and the like, or `.zip`
+) -> Path:          # Directory with its content
     "Unpack an archive, unless that has been done before"
     from filelock import FileLock
     from huggingface_hub.constants import HF_HOME
-    stat = archive.stat()
-    key = hashlib.sha1(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = Path(HF_HOME)/"ivgr"/f"{archive.name.split('.')[0]}-{key}"
+    target = Path(HF_HOME) / "ivgr" / _unpacked_name(archive)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if target.exists(): return target
-        free,begun = shutil.disk_usage(target.parent).free,target.with_suffix(".partial")
-        shutil.rmtree(begun, ignore_errors=True) # of a process that was killed
-        if free<stat.st_size:
-            raise InputError(f"{str(archive)!r} must be unpacked, which takes {stat.st_size/2**30:.1f} GiB or more, and only {free/2**30:.1f} are "
-                             f"free at {HF_HOME}: unpack it yourself beside the parquet file, or set HF_HOME to a larger disk")
+        if target.exists():
+            return target
+        partial_target = target.with_suffix(".partial")
+        shutil.rmtree(partial_target, ignore_errors=True)  # left by a process that was killed
+        _check_space(archive, target.parent, HF_HOME)
         try:
-            _extract(archive, begun)
-            begun.rename(target)
+            _extract(archive, partial_target)
+            partial_target.rename(target)
         except Exception as e:
-            if isinstance(e, OSError) and e.errno: raise           # the disk's fault, not the archive's
-            raise InputError(f"{str(archive)!r} can't be unpacked ({e}): it is damaged, download it again") from None
-        finally: shutil.rmtree(begun, ignore_errors=True)
+            if isinstance(e, OSError) and e.errno:
+                raise  # the disk's fault, not the archive's
+            message = f"{str(archive)!r} can't be unpacked ({e}): it is damaged, download it again"
+            raise InputError(message) from None
+        finally:
+            shutil.rmtree(partial_target, ignore_errors=True)
     return target
+
+def _unpacked_name(archive):
+    "Another name for each version of an archive"
+    stat = archive.stat()
+    version = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    digest = hashlib.sha1(version.encode()).hexdigest()[:12]
+    return f"{archive.name.split('.')[0]}-{digest}"
+
+def _check_space(archive, folder, home):
+    needed = archive.stat().st_size
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        amounts = f"takes {needed / 2**30:.1f} GiB or more, and only {free / 2**30:.1f} are free at {home}"
+        raise InputError(f"{str(archive)!r} must be unpacked, which {amounts}: unpack it yourself beside the "
+                         "parquet file, or set HF_HOME to a larger disk")
+
+# %% ../../nbs/data/files.ipynb #d72a874a
+def _extract(archive, target):
+    "Everything in an archive; an exception for a damaged one"
+    title = f"unpacking {archive.name} into {target.with_suffix('')}, once"
+    progress = partial(tqdm, desc=title, unit=" files")
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            for member in progress(file.infolist()):
+                file.extract(member, target)  # checks its checksum, and nothing can land outside
+    else:
+        with tarfile.open(archive) as file:
+            for member in progress(file):
+                file.extract(member, target, filter="data")  # nothing may land outside
+            _check_end(file)
+
+def _check_end(tar):
+    "An archive ends in zeros; `tarfile` takes a broken header for the end"
+    n_chunks = 0
+    while chunk := tar.fileobj.read(2**20):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("a header is broken")
+        n_chunks += 1
+    if n_chunks == 0:
+        raise tarfile.ReadError("it ends too early")
 
 # %% ../../nbs/data/files.ipynb #a3bea4ef
 class ImageFinder:
-    "Where relative paths of images lead: beside the table, or into its archives, which are unpacked when first needed"
-    def __init__(self,
-        folders:Sequence[Path], # Directories to look in, and in their archives
+    "Where relative paths of images lead: beside the table, or into its archives, unpacked when first needed"
+    def __init__(
+        self,
+        folders: Sequence[Path],  # Directories to look in, and in their archives
     ):
-        self.folders,self.archives = list(folders),sorted({a for f in folders for kind in ("*.tar*", "*.tgz", "*.zip") for a in f.glob(kind)})
-    def __call__(self,
-        path:str, # As the table has it
-    )->str:       # Where the file is, or would have to be
+        self.folders = list(folders)
+        archives = set()
+        for folder in folders:
+            for pattern in ("*.tar*", "*.tgz", "*.zip"):
+                archives.update(folder.glob(pattern))
+        self.archives = sorted(archives)  # those not unpacked yet
+
+    def __call__(
+        self,
+        path: str,  # As the table has it
+    ) -> str:       # Where the file is, or would have to be
+        "Look in all folders, then in one archive after the other"
         while True:
             for folder in self.folders:
-                if (folder/path).exists(): return str(folder/path)
-            if not self.archives: return str(self.folders[0]/path)
+                if (folder / path).exists():
+                    return str(folder / path)
+            if not self.archives:
+                return str(self.folders[0] / path)
             self.folders.append(unpack(self.archives[0]))
             del self.archives[0]
 
 # %% ../../nbs/data/files.ipynb #70dc4e29
 def locate(
-    path:str|Path,      # A file, a directory, or the name of a data set on the hub
-    split:str="train",  # Which file of a directory
-    endings:Sequence[str]=("parquet",), # What a table may end in
-)->tuple[list[Path], Path]: # Its files, and the path by which to name it
+    path: str|Path,        # A file, a directory, or the name of a data set on the hub
+    split: str = "train",  # Which file of a directory
+    endings: Sequence[str] = ("parquet",),  # What a table may end in
+) -> tuple[list[Path], Path]:  # Its files, and the path by which to name it
     "Find a data set"
     given = Path(path)
-    if not given.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)): given = fetch(str(path))
+    is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path))
+    if is_hub_name and not given.exists():
+        given = fetch(str(path))
     files = [given] if given.is_file() else data_files(given, split, endings)
-    return files,files[0] if len(files)==1 else given
+    name = files[0] if len(files) == 1 else given
+    return files, name

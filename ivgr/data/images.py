@@ -25,61 +25,82 @@ class Encoded(NamedTuple):
 
 @contextmanager
 def _opened(image):
-    name,closed = (image.name, io.BytesIO(image.data)) if isinstance(image, Encoded) else (str(image), image)
+    "An open picture; whatever goes wrong is an `InputError` with its name"
+    is_encoded = isinstance(image, Encoded)
+    name = image.name if is_encoded else str(image)
     try:
-        with Image.open(closed) as im: yield im
-    except FileNotFoundError: raise InputError(f"image {name!r} does not exist") from None
+        with Image.open(io.BytesIO(image.data) if is_encoded else name) as picture:
+            yield picture
+    except FileNotFoundError:
+        raise InputError(f"image {name!r} does not exist") from None
     except Image.DecompressionBombError as e:
-        raise InputError(f"image {name!r} is too large: {str(e).split(',')[0].lower()}. Models see a few megapixels at most, so shrink "
-                         "the file, and its boxes with it; or, if you trust it, set PIL.Image.MAX_IMAGE_PIXELS") from None
-    except Exception as e: # damaged files raise whatever a format's reader stumbles over: OSError, SyntaxError, RuntimeError, ...
-        empty = not (len(image.data) if isinstance(image, Encoded) else Path(image).stat().st_size)
-        said = "it is empty" if empty else "no known image format" if isinstance(e, UnidentifiedImageError) else e
-        raise InputError(f"image {name!r} can't be read ({said}): replace the file or drop its rows") from None
+        reason = str(e).split(",")[0].lower()
+        raise InputError(f"image {name!r} is too large: {reason}. Models see a few megapixels at most, so "
+                         "shrink the file, and its boxes with it; or, if you trust it, set "
+                         "PIL.Image.MAX_IMAGE_PIXELS") from None
+    except Exception as e:  # of any kind: a damaged file can break any line of a format's reader
+        problem = f"image {name!r} can't be read ({_why_unreadable(image, e)})"
+        raise InputError(f"{problem}: replace the file or drop its rows") from None
+
+def _why_unreadable(image, error):
+    n_bytes = len(image.data) if isinstance(image, Encoded) else Path(image).stat().st_size
+    if n_bytes == 0:
+        return "it is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return str(error)
 
 # %% ../../nbs/data/images.ipynb #1669caa5
 def load_image(
-    image:str|Path|Encoded|Image.Image, # A path, an image file's content, or an image that is already open
-)->Image.Image:                         # RGB
-    "Open an image, or say which one is broken"
-    def rgb(im): # As it looks on white paper
-        if not im.has_transparency_data: return im.convert("RGB")
-        im = im.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("RGB")
-    if isinstance(image, Image.Image): return rgb(image)
-    with _opened(image) as im: return rgb(im)
+    image: str|Path|Encoded|Image.Image,  # A path, an image file's content, or an open image
+) -> Image.Image:                         # RGB
+    "Open an image; `InputError` names one that is missing or broken"
+    if isinstance(image, Image.Image):
+        return _as_seen(image)
+    with _opened(image) as picture:
+        return _as_seen(picture)
+
+def _as_seen(picture):
+    "RGB, as it looks on white paper"
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    paper = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(paper, picture).convert("RGB")
 
 # %% ../../nbs/data/images.ipynb #294181f8
 def image_size(
-    image:str|Path|Encoded|Image.Image, # A path, an image file's content, or an image that is already open
-)->tuple[int, int]:                     # `(width, height)` in pixels
+    image: str|Path|Encoded|Image.Image,  # A path, an image file's content, or an open image
+) -> tuple[int, int]:                     # `(width, height)` in pixels
     "Size of an image from its header"
-    if isinstance(image, Image.Image): return image.size
-    with _opened(image) as im: return im.size
+    if isinstance(image, Image.Image):
+        return image.size
+    with _opened(image) as picture:
+        return picture.size
 
-# %% ../../nbs/data/images.ipynb #6ea10521
+# %% ../../nbs/data/images.ipynb #14494130
 def read_images(
-    value: Any,                 # Of the column `images`: one or a list of paths, bytes, or structs of both
-    find: Callable[[str], str], # Where the path of an image leads
-    where: str,                 # File and row, to name an image that has no path
-) -> tuple:                     # Paths, and `Encoded` where the table holds the content
+    value: Any,                  # Of the column `images`: one or a list of paths, bytes, or structs of both
+    find: Callable[[str], str],  # Where the path of an image leads
+    where: str,                  # File and row, to name an image that has no path
+) -> tuple:                      # Paths, and `Encoded` where the table holds the content
     "The images of a row, which stay closed"
     values = value if isinstance(value, list) else [value]
     return tuple(_read_image(v, find, f"{where}, image {k}", k) for k, v in enumerate(values))
 
 def _read_image(value, find, name, k):
-    content, path = None, value
-    if isinstance(value, bytes):
-        content, path = value, None
-    elif isinstance(value, dict):
-        content, path = value.get("bytes"), value.get("path")
+    content = value if isinstance(value, bytes) else None
+    path = None if isinstance(value, bytes) else value
+    if isinstance(value, dict):
+        content = value.get("bytes")
+        path = value.get("path")
     if isinstance(content, bytes):
         return Encoded(f"{name} ({path})" if path else name, content)
     if content is None and isinstance(path, str) and path and "\0" not in path:
         return find(path)
     raise InputError(f"image {k} is {value!r}: expected a path, or the content of an image file")
 
-# %% ../../nbs/data/images.ipynb #618fe33f
+# %% ../../nbs/data/images.ipynb #0c7fe018
 def image_key(
     value: Any,    # Of the column `images`: a path, bytes, a struct of both, or a list of these
 ) -> Any:          # Hashable: paths as they are, contents as 40 hexadecimal digits, lists as tuples
