@@ -262,6 +262,3 @@ class Samples(Sequence):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         return self.read(i)[0]
-
-# %% ../../nbs/data/samples.ipynb #5d138a94
-_image_key, _images = image_key, read_images  # until data.conversations takes them from data.images
