@@ -229,7 +229,7 @@ def test_a_step_of_decoding_can_be_recorded(family, saved, data, monkeypatch):
     def record(step, inputs):
         made.append(make_fx(lambda tokens, position, visible, start: step(tokens, position, visible, start))(*inputs))
         return made[-1]
-    monkeypatch.setattr(sampler, "_recorder", lambda model, device: record)
+    monkeypatch.setattr(sampler, "graph_recorder", lambda model, device: record)
     _,replayed = rolled(policy, data, 3)
     assert made and [[r.tokens for r in rs] for rs in replayed]==[[r.tokens for r in rs] for rs in wanted]
     used = {str(node.target) for graph in made for node in graph.graph.nodes}
