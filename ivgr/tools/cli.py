@@ -432,7 +432,7 @@ def _bench(argv):
 
 # %% ../../nbs/tools/cli.ipynb #a1bc0a30
 def _ablate_parser():
-    from ivgr.studies.ablations import STUDIES
+    from ivgr.studies.arms import STUDIES
     p = _parser("ablate", "Make the runs of the ablations that are missing, and store what they found.")
     p.add_argument("--study", nargs="+", default=["components"], choices=list(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
     p.add_argument("--arm", nargs="+", default=[], metavar="ARM", help="only these arms, whatever the study")
@@ -447,9 +447,8 @@ def _ablate_parser():
     return p
 
 def _ablate(argv):
-    from ivgr.studies.ablations import (
-        ARMS, DONE, STUDIES, ablate, jobs_for, read_rows, revisit, small, states, states_table,
-    )
+    from ivgr.studies.ablations import DONE, ablate, jobs_for, read_rows, revisit, states, states_table
+    from ivgr.studies.arms import ARMS, STUDIES, small
     a = _ablate_parser().parse_args(argv)
     if unknown := [n for n in a.arm if n not in ARMS]: raise InputError(f"there is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}")
     if a.steps is not None and a.steps<1: raise InputError(f"steps={a.steps}: at least 1 is needed")
