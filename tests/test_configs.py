@@ -6,7 +6,7 @@ import pytest,yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from hypothesis import example,given,settings,strategies as st
 
-from ivgr.tools.cli import _judge_flags, read_settings, read_yaml, settings_parser
+from ivgr.tools.cli import judge_flags, read_settings, read_yaml, settings_parser
 from ivgr.core import InputError
 from ivgr.trainer import DualStreamConfig
 
@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parent.parent/"configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 ARMS = sorted((CONFIGS/"ablations").glob("*.yaml"))
 
-def read(path, *flags): return read_settings(settings_parser(DualStreamConfig, "ivgr train", "", _judge_flags), ["--config", *map(str, path if isinstance(path, tuple) else (path,)), *flags])[0]
+def read(path, *flags): return read_settings(settings_parser(DualStreamConfig, "ivgr train", "", judge_flags), ["--config", *map(str, path if isinstance(path, tuple) else (path,)), *flags])[0]
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe(path):

@@ -318,6 +318,9 @@ class Job(NamedTuple):
     def name(self)->str: return f"{self.arm.name}, seed {self.seed}" # In messages
 
     @property
+    def place(self)->tuple[str, int]: return self.arm.name, self.seed # In tables
+
+    @property
     def key(self)->str: return run_key(self.arm.setting, self.seed) # As in its rows
 
     def beside(self,
@@ -331,7 +334,7 @@ class Job(NamedTuple):
     )->list[dict]:           # Empty: it has to be made
         "The rows of this run: of this arm and seed, with this setting"
         setting = json.loads(json.dumps(differences(self.arm.setting)))
-        own = [row for row in rows if (row["arm"], row["seed"]) == (self.arm.name, self.seed)]
+        own = [row for row in rows if (row["arm"], row["seed"]) == self.place]
         return [row for row in own if row.get("setting") == setting]
 
 def jobs_for(
@@ -355,8 +358,7 @@ def states(
     stored = {(row["arm"], row["seed"]) for row in rows}
     found = {}
     for job in jobs:
-        at = (job.arm.name, job.seed)
-        found[at] = DONE if job.rows_in(rows) else OLD if at in stored else WAITING
+        found[job.place] = DONE if job.rows_in(rows) else OLD if job.place in stored else WAITING
     return found
 
 def states_table(
@@ -424,7 +426,7 @@ def make_runs(
     results:str|Path,          # Where rows are stored
     workers:int,               # Runs at a time
     say:Callable[[str], None], # Gets a line for each run
-)->dict[Job, str]:             # `DONE`, `BUSY` or `FAILED`
+)->dict[tuple, str]:           # (arm, seed) to `DONE`, `BUSY` or `FAILED`
     "Make runs, several at a time, with a progress bar where there is a terminal"
     processes: list[subprocess.Popen] = []
     outcomes = {}
@@ -432,13 +434,14 @@ def make_runs(
         processes.append(start_process(job, out))
         return processes[-1].wait()
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run", disable=None) as bar:
-        futures = {pool.submit(make, job): job for job in jobs}
+        futures = dict(zip([pool.submit(make, job) for job in jobs], jobs))
         try:
             for future in as_completed(futures):
                 job = futures[future]
-                outcomes[job] = outcome_of(job, future.result(), results)
-                hint = f", see {job.beside('log')}" if outcomes[job] == FAILED else ""
-                say(f"{job.name}: {outcomes[job]}{hint}")
+                outcome = outcome_of(job, future.result(), results)
+                outcomes[job.place] = outcome
+                hint = f", see {job.beside('log')}" if outcome == FAILED else ""
+                say(f"{job.name}: {outcome}{hint}")
                 bar.update()
         finally: # after an interruption too
             pool.shutdown(wait=False, cancel_futures=True)
@@ -474,7 +477,7 @@ def ablate(
     todo = [job for job in jobs if not collect_rows(job, results)]
     say(f"{len(jobs)-len(todo)} of {len(jobs)} runs are there")
     outcomes = make_runs(todo, out, results, workers, say)
-    found = {(job.arm.name, job.seed): outcomes.get(job, DONE) for job in jobs}
+    found = {job.place: outcomes.get(job.place, DONE) for job in jobs}
     done = sum(state == DONE for state in found.values())
     minutes = (time.perf_counter()-start)/60
     say(f"{states_table(found)}\n{done} of {len(jobs)} runs are there after {minutes:.1f} min")
