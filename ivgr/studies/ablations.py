@@ -44,7 +44,7 @@ from ..needle import NeedleConfig, box_text, write_needle
 from ..policy import Policy, load_policy
 from .arms import ARMS, POOR, Arm, ArmSettings, OtherArchive, differences, judge_for, small
 from .measures import RecordingTrainer, evaluation_rows, read_curves, read_truths
-from ..train.runs import RunFiles, prepare_run_dir, whole_checkpoints
+from ..train.runs import RunLog, prepare_run_dir, whole_checkpoints
 from ..train.sft import ColdStartConfig, cold_start
 from ..trainer import DualStreamConfig
 
@@ -190,7 +190,7 @@ def trainer_for(
     if setting.reference in ("random", "bad"):
         trainer.archive = OtherArchive(setting.reference, seed)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunFiles(progress=False))
+    trainer.add_callback(RunLog(progress=False))
     return trainer
 
 def train_arm(

@@ -17,7 +17,7 @@ from ..core import Group, Stream
 from ..data.samples import Samples
 from ..evaluate.facts import count_facts
 from ..evaluate.statistics import IOU_BINS, wilson
-from ..judge import SCORES, Facts, rubric_score, said
+from ..judge import SCORES, Facts, facts_of, rubric_score
 from ..prompts import parse
 from ..trainer import DualStreamTrainer
 
@@ -27,7 +27,7 @@ def read_truths(
 )->dict[str, Facts]:  # Sample id to what is true about its question
     "The facts of the true reasonings"
     rows = samples.table.select(["id", "query", "grounded"]).to_pylist()
-    return {row["id"]: said(row["query"], row["grounded"]) for row in rows}
+    return {row["id"]: facts_of(row["query"], row["grounded"]) for row in rows}
 
 def fact_shares(
     pairs:Sequence[tuple[Facts, Facts]], # What is true, and what a text says
@@ -68,7 +68,7 @@ def read_texts(
     for group in groups:
         for rollout in group.of(stream):
             reasoning = rollout.parsed.think or ""
-            facts = said(group.sample.question, reasoning)
+            facts = facts_of(group.sample.question, reasoning)
             right = rollout.reward.parts["accuracy"] == 1
             texts.append(MeasuredText(group.sample.id, facts, not reasoning.strip(), right))
     return texts
@@ -106,9 +106,9 @@ class RecordingTrainer(DualStreamTrainer):
         super().__init__(policy, args, samples, judge)
         self.truths = truths
 
-    def score(self, queries, groups, batch): # As for any `DualStreamTrainer`
+    def score(self, groups, batch): # As for any `DualStreamTrainer`
         "Rewards as always, then the texts"
-        stats = super().score(queries, groups, batch)
+        stats = super().score(groups, batch)
         return stats | self.text_stats(groups)
 
     def text_stats(self,
@@ -131,7 +131,7 @@ class RecordingTrainer(DualStreamTrainer):
         for group in groups:
             reference = self.archive.get(group.sample.id)
             if reference:
-                facts[group.sample.id] = said(group.sample.question, reference.text)
+                facts[group.sample.id] = facts_of(group.sample.question, reference.text)
         return facts
 
 # %% ../../nbs/studies/measures.ipynb #bc38dc2f
@@ -193,7 +193,7 @@ def text_shares(
     pairs = []
     for r in results:
         reasoning = parse(r["text"], Stream.TEXTUAL).think or ""
-        pairs.append((truths[r["id"]], said(r["question"], reasoning)))
+        pairs.append((truths[r["id"]], facts_of(r["question"], reasoning)))
     shares = {name.removeprefix("x/"): share for name, share in fact_shares(pairs, "x").items()}
     shares |= score_shares([rubric_score(truth, text) for truth, text in pairs], "truth")
     return {name: round(share, 4) for name, share in shares.items()}
