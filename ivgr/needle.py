@@ -100,7 +100,7 @@ def make_scene(
     cfg: NeedleConfig,  # How hard
 ) -> tuple[list[Tile], list[tuple]]:  # The tiles, and the boxes of the grey specks, in pixels
     "Lay out one scene"
-    taken: list[tuple[int, int, int, int]] = []
+    taken = []  # boxes
     for _ in range(cfg.objects):
         taken.append(_place(rng, cfg.size, (cfg.tile_min, cfg.tile_max), taken))
     for _ in range(cfg.clutter):
@@ -320,7 +320,7 @@ def write_needle(
     settings = asdict(cfg) | dict(seed=seed, split=split)
     return _write_table(file, rows, settings)
 
-# %% ../nbs/03_needle.ipynb #5d1a89cf
+# %% ../nbs/03_needle.ipynb #d8181a59
 def _row(sample_id, question, image):
     "A question in the published columns, and ours"
     return dict(

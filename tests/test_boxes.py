@@ -21,7 +21,8 @@ def box(draw, far=12):
     assume(xs[1]-xs[0]>1e-3 and ys[1]-ys[0]>1e-3)
     return (float(xs[0]), float(ys[0]), float(xs[1]), float(ys[1]))
 
-boxes = lambda lo=1,hi=6: st.lists(box(), min_size=lo, max_size=hi)
+def boxes(lo=1, hi=6): return st.lists(box(), min_size=lo, max_size=hi)
+
 sizes = st.integers(1, 8000)
 
 @given(boxes(), boxes())
@@ -38,12 +39,15 @@ def test_an_exact_repeat_neither_pays_nor_costs(pred, gt, data):
     assert box_reward(pred[:at]+[pred[i]]+pred[at:], gt)==box_reward(pred, gt)
 
 @given(boxes(4, 7), boxes(hi=3), st.integers(0,2), st.data())
-def test_a_box_that_fits_no_target_better_never_pays(found, gt, n_invalid, data):
-    rest = lambda i: found[:i]+found[i+1:]
-    spare = [i for i in range(len(found)) if (pairwise_iou(found[i:i+1], gt)[0] <= pairwise_iou(rest(i), gt).amax(0)).all()]
+def test_a_box_that_fits_no_target_better_never_pays(written, gt, n_invalid, data):
+    def others(i): return written[:i]+written[i+1:]
+    def fits_nothing_better(i): return (pairwise_iou(written[i:i+1], gt)[0] <= pairwise_iou(others(i), gt).amax(0)).all()
+    spare = [i for i in range(len(written)) if fits_nothing_better(i)]
     i = data.draw(st.sampled_from(spare))  # there is always one, since there are more boxes than targets
-    pred,extra = rest(i),found[i]
-    before,after = (box_reward(p, gt, n_invalid) for p in (pred, pred+[extra]))
+    pred = others(i)
+    extra = written[i]
+    before = box_reward(pred, gt, n_invalid)
+    after = box_reward(pred+[extra], gt, n_invalid)
     assert after<=before
     if extra not in pred and before>0: assert after<before
 
@@ -71,7 +75,7 @@ def test_the_papers_reward_where_every_box_has_a_target_of_its_own(shifts, rando
 @given(boxes(hi=4))
 def test_only_the_whole_truth_is_worth_one(gt):
     gt = distinct_boxes(gt).tolist()
-    assume((pairwise_iou(gt, gt).fill_diagonal_(0)<1).all())  # boxes so close that their IoU rounds to 1 are two targets for one box
+    assume((pairwise_iou(gt, gt).fill_diagonal_(0)<1).all())  # an IoU that rounds to 1 makes two targets for one box
     assert abs(box_reward(gt, gt)-1)<EPS
     if len(gt)>1: assert box_reward(gt[1:], gt)<1-EPS
     assert box_reward(gt+[(50,50,60,60)], gt)<1-EPS
@@ -80,10 +84,11 @@ def test_only_the_whole_truth_is_worth_one(gt):
 def test_the_reward_is_the_same_in_every_frame(pred, gt, w, h):
     f,g = Frame.original(12,12),Frame.resized(w,h)
     iou = pairwise_iou(distinct_boxes(pred), gt)
-    there = convert(pred, f, g),convert(gt, f, g)
-    assert torch.allclose(iou, pairwise_iou(distinct_boxes(there[0]), there[1]), atol=EPS)
+    moved_pred = convert(pred, f, g)
+    moved_gt = convert(gt, f, g)
+    assert torch.allclose(iou, pairwise_iou(distinct_boxes(moved_pred), moved_gt), atol=EPS)
     if len(iou)==1 or (iou.topk(2, 0)[0].diff(dim=0).abs()>EPS).all():  # rounding may break a tie another way
-        assert abs(box_reward(pred, gt)-box_reward(*there))<EPS
+        assert abs(box_reward(pred, gt)-box_reward(moved_pred, moved_gt))<EPS
 
 @given(st.lists(st.tuples(*[st.integers(-9000,9000)]*4), min_size=1, max_size=5), sizes, sizes, sizes, sizes)
 def test_there_and_back(rows, w, h, w2, h2):
@@ -124,5 +129,7 @@ def test_clipped_boxes_are_inside_or_empty(b, w, h):
 
 @given(st.lists(boxes(0), min_size=1, max_size=4), boxes())
 def test_tensors_are_worth_what_lists_are(preds, gt):
-    "Repeats are told in either form"
-    assert torch.equal(box_rewards([torch.tensor(p).reshape(-1, 4) for p in preds], gt, [0]*len(preds)), box_rewards(preds, gt, [0]*len(preds)))
+    "Repeats are recognised in either form"
+    tensors = [torch.tensor(p).reshape(-1, 4) for p in preds]
+    n_invalid = [0]*len(preds)
+    assert torch.equal(box_rewards(tensors, gt, n_invalid), box_rewards(preds, gt, n_invalid))

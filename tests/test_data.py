@@ -1,9 +1,22 @@
 "Data as others publish it: damaged images, archives that several processes want at once, and memory."
-import io, multiprocessing, os, random, subprocess, sys, tarfile, warnings, zipfile
+import io
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
 from pathlib import Path
-import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
+
 from ivgr.core import Frame, InputError
 from ivgr.data.files import ImageFinder, unpack
 from ivgr.data.images import Encoded, image_size, load_image
@@ -31,7 +44,9 @@ def test_damaged_images_are_named():
         data = bytearray(rng.choice(files))
         if rng.random()<.4: data = data[:rng.randrange(len(data))]
         else:
-            for _ in range(rng.randrange(1, 12)): data[rng.randrange(min(len(data), rng.choice([40, 200, 10**6])))] = rng.randrange(256)
+            for _ in range(rng.randrange(1, 12)):
+                end = min(len(data), rng.choice([40, 200, 10**6]))
+                data[rng.randrange(end)] = rng.randrange(256)
         for read in (image_size, load_image):
             try:
                 with warnings.catch_warnings():
@@ -79,10 +94,12 @@ def test_boxes_are_cut_to_the_image_or_refused(boxes, w, h):
     fits = [-1<=x1<x2<=w+1 and -1<=y1<y2<=h+1 and x1<w and y1<h and x2>0 and y2>0 for x1,y1,x2,y2 in boxes]
     if not all(fits):
         with pytest.raises(InputError, match='box '): check_boxes(boxes, (w, h))
-    else: assert check_boxes(boxes, (w, h))==tuple((min(max(x1, 0), w), min(max(y1, 0), h), min(max(x2, 0), w), min(max(y2, 0), h)) for x1,y1,x2,y2 in boxes)
+    else:
+        def cut(v, end): return min(max(v, 0), end)
+        assert check_boxes(boxes, (w, h))==tuple((cut(x1, w), cut(y1, h), cut(x2, w), cut(y2, h)) for x1,y1,x2,y2 in boxes)
 
 @given(st.sampled_from(['train', 'validation', 'test']), st.integers(0, 10**6), st.integers(0, 99), st.integers(1, 6), st.integers(0, 8))
-def test_scenes_are_as_they_were_ordered(split, index, seed, objects, clutter):
+def test_scenes_are_as_configured(split, index, seed, objects, clutter):
     "In their split, the same each time, nothing outside or upon another"
     cfg = NeedleConfig(size=160, objects=objects, tile_min=12, tile_max=24, clutter=clutter)
     tiles,specks,_ = needle_scene(split, index, cfg, seed)
@@ -108,11 +125,12 @@ def test_processes_unpack_once(tmp_path):
     archive,home = _archive(tmp_path/'images.tar.gz'),tmp_path/'home'
     jobs = [subprocess.Popen([sys.executable, '-c', UNPACK, str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              env=os.environ|dict(HF_HOME=str(home))) for _ in range(4)]
-    said = [j.communicate(timeout=200) for j in jobs]
-    assert [j.returncode for j in jobs]==[0]*4 and len({out for out,_ in said})==1
-    assert sum('unpacking' in err for _,err in said)==1
-    assert [p.name for p in (home/'ivgr').iterdir() if p.is_dir()]==[Path(said[0][0].strip()).name]
-    assert len(list(Path(said[0][0].strip()).rglob('*.bin')))==50
+    outputs = [j.communicate(timeout=200) for j in jobs]
+    assert [j.returncode for j in jobs]==[0]*4 and len({out for out,_ in outputs})==1
+    assert sum('unpacking' in err for _,err in outputs)==1
+    folder = Path(outputs[0][0].strip())
+    assert [p.name for p in (home/'ivgr').iterdir() if p.is_dir()]==[folder.name]
+    assert len(list(folder.rglob('*.bin')))==50
 
 def test_killed_while_unpacking(tmp_path, home, monkeypatch):
     "What a killed process leaves is not taken for the whole; a disk that is full is not taken for a broken archive"
@@ -131,7 +149,7 @@ def test_killed_while_unpacking(tmp_path, home, monkeypatch):
     monkeypatch.setattr(tarfile.TarFile, 'extract', real)
     assert len(list(unpack(archive).rglob('*.bin')))==50 and [p.suffix for p in home.iterdir() if p.is_dir()]==['']
 
-def test_no_room_is_said_before(tmp_path, home, monkeypatch):
+def test_lack_of_room_is_an_error_before_unpacking(tmp_path, home, monkeypatch):
     archive = _archive(tmp_path/'images.tar.gz')
     monkeypatch.setattr('ivgr.data.files.shutil.disk_usage', lambda p: type('', (), dict(free=1000))())
     with pytest.raises(InputError, match='set HF_HOME to a larger disk'): unpack(archive)
@@ -187,7 +205,8 @@ def test_images_in_the_table_stay_out_of_memory(tmp_path):
             for i in range(0, n, 100): out.write_table(pa.Table.from_pylist(
                 [row|dict(images=[dict(bytes=random.Random(k).randbytes(100_000), path=f'{k}.jpg')]) for k in range(i, min(n, i+100))], schema))
         return str(path)
-    files,env = [write(tmp_path/'large.parquet', 2000), write(tmp_path/'small.parquet', 1)],os.environ|dict(HF_HOME=str(tmp_path/'home'), HF_HUB_OFFLINE='1')
+    files = [write(tmp_path/'large.parquet', 2000), write(tmp_path/'small.parquet', 1)]
+    env = os.environ|dict(HF_HOME=str(tmp_path/'home'), HF_HUB_OFFLINE='1')
     for _ in range(2):  # the first time, `datasets` makes its memory-mapped copy
         out = subprocess.run([sys.executable, '-c', MEMORY, *files], text=True, timeout=250, capture_output=True, env=env)
         assert out.returncode==0, out.stderr[-2000:]

@@ -17,7 +17,7 @@ BLOCK_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SOUP = (*BLOCK_TAGS, "<box>", "</box>", "[1,2,3,4]", "[4,3,2,1]", "[1,2,3,1001]", "[]", "<", ">", "/", "think", "box",
         " ", "\n", "a")
 # Mostly replies with the tags in their place and something in between; sometimes anything
-soup = lambda hi: st.lists(st.sampled_from(SOUP), max_size=hi).map("".join)
+def soup(hi): return st.lists(st.sampled_from(SOUP), max_size=hi).map("".join)
 junk = st.one_of(st.just(""), st.sampled_from([" ", "\n", "a"]), soup(3))
 boxy = st.lists(st.sampled_from(("<box>", "</box>", "<box>[1,2,3,4]</box>", *SOUP[6:])), max_size=8).map("".join)
 tidy = st.tuples(junk, boxy, junk, junk, junk).map(lambda t: "{}<think>{}</think>{}<answer>{}</answer>{}".format(*t))
@@ -78,15 +78,15 @@ written = st.sampled_from(["{!r}", "+{!r}"])
 @given(st.lists(st.tuples(number,number,number,number), max_size=4), st.data())
 def test_numbers_come_back_as_they_were_written(rows, data):
     rows = [r for r in rows if r[0]<r[2] and r[1]<r[3] and (r[2]-r[0])*(r[3]-r[1])>0]
-    sp = lambda: data.draw(gap)
-    cell = lambda v: sp() + data.draw(written).format(v) + sp()
+    def sp(): return data.draw(gap)
+    def cell(v): return sp() + data.draw(written).format(v) + sp()
     text = "so ".join(f"<box>{sp()}[{','.join(map(cell, r))}]{sp()}</box>" for r in rows)
     assert read_boxes(text, FULL)==(tuple(tuple(map(float, r)) for r in rows), 0)
 
 @given(st.text(), st.sampled_from(range(3)), st.text(alphabet=" \n\t\r"))
 def test_only_white_space_around_the_blocks(extra, where, space):
     parts = ["<think>t</think>", "<answer>a</answer>"]
-    at = lambda s: "".join(parts[:where] + [s] + parts[where:])
+    def at(s): return "".join(parts[:where] + [s] + parts[where:])
     assert parse(at(space), "textual").well_formed
     assert parse(at(extra), "textual").well_formed==(not extra.strip())
 

@@ -162,7 +162,7 @@ def rows_by_image(
     images: Iterable,   # For each row, its column of images
 ) -> list[list[int]]:   # Row numbers
     "Put the rows about the same image(s) together, in the order in which they first appear"
-    groups: dict[Any, list[int]] = {}
+    groups = {}
     for i, value in enumerate(images):
         groups.setdefault(image_key(value), []).append(i)
     return list(groups.values())
@@ -186,7 +186,7 @@ class Samples(Sequence):
             return
         ids = [str(value) for value in self.table.column("id").to_pylist()]
         counts = Counter(ids)
-        questions: dict[str, tuple] = {}
+        questions = {}  # by id
         for i, sample_id in enumerate(ids):
             if counts[sample_id] == 1 or sample_id in ("None", ""):
                 continue
@@ -211,7 +211,7 @@ class Samples(Sequence):
     @property
     def labels(self) -> set[str]:
         "Every `question_type` and `datasource` that a row has"
-        labels: set[str] = set()
+        labels = set()
         for name in ("question_type", "datasource"):
             if name in self.table.column_names:
                 labels.update(self.table.column(name).unique().to_pylist())
