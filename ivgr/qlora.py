@@ -8,7 +8,7 @@ __all__ = ['LoraSettings', 'linear_layers', 'layers_of_parts', 'ends_with', 'lor
 
 # %% ../nbs/train/qlora.ipynb #0756b949
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,17 +22,23 @@ from .core import InputError
 from .policy import Policy, is_quantised
 
 # %% ../nbs/train/qlora.ipynb #4ed9ee4c
+def _setting(default, help):
+    return field(default=default, metadata=dict(help=help))
+
 @dataclass(frozen=True)
 class LoraSettings:
-    "What learns beside frozen weights"
-    rank: int = 16                # Inner width of each adapter
-    alpha: float = 32.            # The product is scaled by alpha/rank (rslora: alpha/sqrt(rank))
-    dropout: float = 0.           # Of the adapter's input, in training
-    vision: bool = False          # Adapt the blocks of the vision tower as well
-    merger: bool = False          # Adapt what joins patches into visual tokens as well
-    targets: tuple[str, ...] = () # Only layers whose names end so, such as `q_proj`; empty: all linear layers
-    rslora: bool = False          # Scale such that the rank does not change the size of a step
-    dora: bool = False            # Learn length and direction of a weight's columns apart; slower
+    "What learns beside frozen weights; the help texts are those of the flags (train/settings)"
+    rank: int = _setting(16, "Inner width of each adapter")
+    alpha: float = _setting(32., "Scale of the adapter, divided by its rank")
+    dropout: float = _setting(
+        0., "Dropout of the adapter's input; above 0 the ratio of a first step of RL is not 1")
+    vision: bool = _setting(False, "Adapt the vision tower too")
+    merger: bool = _setting(False, "Adapt what joins patches into visual tokens too")
+    targets: tuple[str, ...] = _setting(
+        (), "Endings of the names of layers to adapt, such as q_proj v_proj; default all linear layers")
+    rslora: bool = _setting(
+        False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
+    dora: bool = _setting(False, "Adapt length and direction of weights apart (DoRA); slower")
     def __post_init__(self):
         if self.rank < 1:
             raise InputError(f"lora rank={self.rank}: at least 1 is needed")
