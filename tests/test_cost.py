@@ -4,7 +4,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
-from ivgr.studies.bench import Case, bench_policy, bench_samples, ideal_tokens, measure_step, ours
+from ivgr.studies.bench import Case, bench_policy, bench_samples, build_ivgr, ideal_tokens, measure_step
 from ivgr.policy import encode
 from ivgr.tree import block_mask
 
@@ -18,7 +18,7 @@ def test_every_token_and_image_once(case, shared, tmp_path):
     torch.set_num_threads(1)
     policy = bench_policy(case, tmp_path)
     queries = [encode(policy, s) for s in bench_samples(policy, case)]
-    arm = ours(case, policy, str(tmp_path), shared)
+    arm = build_ivgr(case, policy, str(tmp_path), shared)
     found = measure_step(arm)
     leaves = 2*case.n*case.queries
     if shared: tokens,images = sum(ideal_tokens(q, case.n, case.length) for q in queries),case.queries

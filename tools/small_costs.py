@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from ivgr.archive import Archive, Reference, score_groups
-from ivgr.studies.bench import machine
+from ivgr.studies.bench import environment
 from ivgr.boxes import Frame
 from ivgr.core import Group, Rollout, Stream, write_atomic
 from ivgr.data.images import load_image
@@ -50,7 +50,7 @@ def main():
         found["archive of 50,000 queries saved, s"] = best(lambda: archive.save(path), before=lambda: archive.load_state_dict(whole))
         found["saved again with 500 better references, s"] = best(lambda: archive.save(path), before=lambda: archive.merge(state(500, next(rewards))))
         found["archive of 50,000 queries loaded, s"] = best(lambda: Archive.load(path))
-    write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=machine(), best_of=5, found={k:round(v, 3) for k,v in found.items()}), indent=1)+"\n")
+    write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=environment(), best_of=5, found={k:round(v, 3) for k,v in found.items()}), indent=1)+"\n")
     for k,v in found.items(): print(f"{k:50} {v:8.3f}")
 
 if __name__=="__main__": main()
