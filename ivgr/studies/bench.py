@@ -509,7 +509,7 @@ def turns(
         order += [(i, arms[(i+k)%len(arms)]) for k in range(len(arms))]
     return sorted(order, key=lambda turn: arms.index(turn[1])) if alone else order
 
-# %% ../../nbs/studies/bench.ipynb #2c87b25a
+# %% ../../nbs/studies/bench.ipynb #75002dac
 class Progress:
     "Which steps of a case are there, which are missing, and which arms have failed"
     def __init__(self,
@@ -677,7 +677,8 @@ def result_text(
     "A case's results for people"
     base = arms.get("shared")
     head = (f"{'':9}{'step, s':>9}{'from':>8}{'to':>8}{'times':>7}"
-            f"{'sampling':>10}{'reference':>11}{'update':>8}{'peak of update, MB':>20}{'tokens a pass':>15}{'images':>8}")
+            f"{'sampling':>10}{'reference':>11}{'update':>8}"
+            f"{'peak of update, MB':>20}{'tokens a pass':>15}{'images':>8}")
     lines = [case_text(case), head]
     for name in sorted(arms, key=ARMS.index):
         r = arms[name]

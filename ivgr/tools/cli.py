@@ -73,7 +73,7 @@ def settings_parser(
                         help="show the settings of transformers.TrainingArguments as well")
     return parser
 
-# %% ../../nbs/tools/cli.ipynb #b859132f
+# %% ../../nbs/tools/cli.ipynb #a4944de2
 def nearest(
     name:str,             # Unknown
     known:Sequence[str],  # Names that there are
@@ -195,7 +195,7 @@ def read_fields(
     "The dataclass, from its flags"
     return cls(**{name: getattr(flags, prefix+name) for name in names})
 
-# %% ../../nbs/tools/cli.ipynb #3e0a3aa8
+# %% ../../nbs/tools/cli.ipynb #ca39c6cc
 def needle_flags(
     parser:argparse.ArgumentParser, # Of `ivgr data needle`
 )->None:
@@ -238,7 +238,7 @@ def data_parser()->argparse.ArgumentParser:
                      "some rows with their boxes.", show_flags)
     return parser
 
-# %% ../../nbs/tools/cli.ipynb #9a0d16d4
+# %% ../../nbs/tools/cli.ipynb #8c4069fb
 def run_data(
     argv:Sequence[str], # Flags
 )->None:
@@ -273,7 +273,7 @@ def show_data(
     draw_samples(choose_rows(samples, flags.n, flags.seed), flags.picture)
     print(f"some of them are drawn in {flags.picture}")
 
-# %% ../../nbs/tools/cli.ipynb #ebe72f54
+# %% ../../nbs/tools/cli.ipynb #1697e719
 def open_wanted_repo(
     args:Any,   # Settings of a run
 )->str|None:    # None: nothing is pushed, or another process does it
@@ -317,7 +317,7 @@ def run_sft(
     policy = cold_start(args, flags.resume)
     finish_run(args, policy, repo)
 
-# %% ../../nbs/tools/cli.ipynb #d537b7be
+# %% ../../nbs/tools/cli.ipynb #359cff0d
 def server_fields(
     cls:type, # Settings of a server
 )->list[str]:
@@ -392,10 +392,10 @@ def train_or_advise(
         advice = memory_advice(args, e)
         raise InputError(f"{advice}\nwhat was saved before is untouched, go on with --resume") from None
 
-# %% ../../nbs/tools/cli.ipynb #f90d17cc
+# %% ../../nbs/tools/cli.ipynb #6fcc747e
 def replies_parser()->argparse.ArgumentParser:
     "The flags of `ivgr replies`"
-    about = "Show what the policy said at a step of training, with the parts of its reward, and its advantage."
+    about = "Show the replies of a step of training, with the parts of their rewards, and their advantages."
     parser = command_parser("replies", about)
     parser.add_argument("run", metavar="DIR", help="output_dir of `ivgr train`, finished or going on")
     parser.add_argument("--step", type=int, default=None,
@@ -413,7 +413,7 @@ def run_replies(
     colours = None if os.environ.get("NO_COLOR") else "auto"
     Console(color_system=colours).print(completions_table(rows))
 
-# %% ../../nbs/tools/cli.ipynb #cc42875b
+# %% ../../nbs/tools/cli.ipynb #0b025049
 def judge_check_parser()->argparse.ArgumentParser:
     "The flags of `ivgr judge-check`"
     from ivgr.judge import JUDGE_NAMES
@@ -447,7 +447,7 @@ def run_judge_check(
         write_atomic(flags.out, json.dumps(result, indent=1))
     print(judge_report(result))
 
-# %% ../../nbs/tools/cli.ipynb #dbf72a63
+# %% ../../nbs/tools/cli.ipynb #9f6147aa
 def asking_flags(
     parser:argparse.ArgumentParser, # Of `ivgr eval`
 )->None:
@@ -500,7 +500,7 @@ def eval_parser()->argparse.ArgumentParser:
     add("--leaderboard", nargs="+", metavar="DIR", help="finished runs on benchmarks, as one table")
     return parser
 
-# %% ../../nbs/tools/cli.ipynb #64778569
+# %% ../../nbs/tools/cli.ipynb #d053092b
 def run_eval(
     argv:Sequence[str], # Flags
 )->int:                 # 1 where questions were skipped
@@ -583,7 +583,7 @@ def compare_runs(
         textual.append([row for row in rows if row["mode"] == "textual"] or rows)
     write_page(used, *textual, Path(out)/"compare.html", (str(one), str(other)))
 
-# %% ../../nbs/tools/cli.ipynb #c631b608
+# %% ../../nbs/tools/cli.ipynb #06d8801b
 def demo_parser()->argparse.ArgumentParser:
     "The flags of `ivgr demo`"
     about = "Watch the shipped policy improve: write data, evaluate, train with iVGR, evaluate again."
@@ -656,7 +656,7 @@ def run_plan(
 def bench_parser()->argparse.ArgumentParser:
     "The flags of `ivgr bench`"
     from ivgr.studies.bench import ARMS, SUITES
-    about = "Measure training steps: the shared prefix, the unshared baseline, and TRL's GRPOTrainer take turns."
+    about = "Measure training steps: the shared prefix, the unshared baseline and TRL's GRPOTrainer in turn."
     parser = command_parser("bench", about)
     add = parser.add_argument
     add("--suite", nargs="+", default=["quick"], choices=list(SUITES), help="which cases; gpu needs a GPU")
