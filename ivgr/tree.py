@@ -24,8 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .boxes import Frame
-from .core import InputError, Rollout, Sample, Stream
+from .core import Frame, InputError, Rollout, Sample, Stream
 
 # %% ../nbs/08_tree.ipynb #0bd69c6d
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given,strategies as st
 
 from ivgr.archive import Archive, Reference, score_groups
-from ivgr.boxes import Frame
-from ivgr.core import Group, InputError, Parsed, Reward, Rollout, Sample, Stream
+from ivgr.core import Frame, Group, InputError, Parsed, Reward, Rollout, Sample, Stream
 from ivgr.judge import RubricJudge
 
 ROOT = Path(__file__).resolve().parent.parent

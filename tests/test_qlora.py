@@ -15,8 +15,7 @@ from transformers import AutoConfig,AutoModelForImageTextToText,Qwen2VLImageProc
 import ivgr
 from ivgr import sampler
 from ivgr.train import distributed as distributed_module
-from ivgr.boxes import Frame
-from ivgr.core import InputError, Reward
+from ivgr.core import Frame, InputError, Reward
 from ivgr.data.samples import Samples
 from ivgr.needle import write_needle
 from ivgr.policy import is_quantised, load_policy, save_policy

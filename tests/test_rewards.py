@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given,settings,strategies as st
 
-from ivgr.boxes import Frame, paper_box_reward
-from ivgr.core import InputError, Parsed, Reward, Rollout, Sample, Stream
+from ivgr.boxes import paper_box_reward
+from ivgr.core import Frame, InputError, Parsed, Reward, Rollout, Sample, Stream
 from ivgr.data.answers import (
     RULES, accuracy, choose_rule, picks, read_number, read_options, read_rules, read_yes_no,
 )

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..boxes import Frame, convert, distinct_boxes, pairwise_iou, union_box
+from ..boxes import convert, distinct_boxes, pairwise_iou, union_box
 from ivgr.core import (
-    Group, InputError, Reward, Rollout, Sample, Stream, read_jsonl, rng_for, write_jsonl
+    Frame, Group, InputError, Reward, Rollout, Sample, Stream, read_jsonl, rng_for, write_jsonl
 )
 from ..data.answers import answer_accuracy
 from ..data.images import image_digest, image_size, load_image
