@@ -63,7 +63,7 @@ references = st.builds(Reference, sample_id=anything.filter(bool), text=anything
 
 def archive_of(references, tau=.3):
     archive = Archive(tau)
-    for ref in references: archive._offer(ref)
+    for ref in references: archive.offer(ref)
     return archive
 
 @given(st.lists(references, max_size=4))
@@ -79,7 +79,7 @@ def test_saving_loses_nothing(tmp_path_factory, refs):
 def test_every_save_is_whole_whatever_became_of_the_last(tmp_path_factory, batches, fate):
     archive,folder = Archive(),tmp_path_factory.mktemp("saves")
     for step,refs in enumerate(batches):
-        for ref in refs: archive._offer(ref)
+        for ref in refs: archive.offer(ref)
         path = archive.save(folder/str(step)/"archive.jsonl")
         again = Archive.load(path)
         assert again.state_dict() == archive.state_dict()
@@ -148,7 +148,7 @@ def test_another_tau_is_reported(tmp_path):
 def test_outdated_rows_are_not_counted(tmp_path):
     archive = archive_of([Reference("a", "I look.", (), .4, 1), Reference("b", "I look.", (), .4, 1)])
     archive.save(tmp_path/"1.jsonl")
-    archive._offer(Reference("a", "I look again.", (), .6, 2))
+    archive.offer(Reference("a", "I look again.", (), .6, 2))
     with pytest.warns(UserWarning, match="tau=0.5: 1 of 2"): assert len(Archive.load(archive.save(tmp_path/"2.jsonl"), tau=.5))==1
 
 def test_the_same_tau_is_silent(tmp_path, recwarn):
@@ -164,7 +164,7 @@ def test_killed_in_the_middle_of_saving(tmp_path, moment):
 import os,signal
 from ivgr.archive import Archive,Reference
 archive = Archive()
-for i in range(1000): archive._offer(Reference(str(i), "the new one", (), .5, 2))
+for i in range(1000): archive.offer(Reference(str(i), "the new one", (), .5, 2))
 os.{moment} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 archive.save({str(path)!r})
 """
