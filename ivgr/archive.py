@@ -234,13 +234,13 @@ def add_totals(
 
 def score_groups(
     groups: Sequence[Group],                     # Of a step; parsed, `frame` and `image_size` set
-    archive: Archive,                            # Updated with this step's grounded rollouts before it is used
+    archive: Archive,                            # Updated with this step's grounded rollouts first
     judge: Judge|None,                           # Called once; None: no consistency term
     step: int,                                   # Now
     weights: Mapping[str, float]|None = None,    # Of the parts in the paired streams; the paper's by default
     accuracy: Accuracy = answer_accuracy,        # Decides whether an answer is right
     everyone: Callable[[Sequence], list] = list, # Joins the lists of several processes, in one order
-) -> dict[str, float]:                           # Numbers for the log
+) -> dict[str, float]:                           # Numbers for the log, e.g. `textual/accuracy`
     "Fill in the reward of every rollout, in the paper's order"
     for group in groups:
         add_base_rewards(group, accuracy)
@@ -382,7 +382,7 @@ def _replace(self: Archive, tau, references, saved=None):
     "Forget everything and take over references, and where they are saved"
     self._best = {}
     self._take(tau, references)
-    is_saved = saved is not None and tau == self.tau  # nothing was left out: the file holds what the archive holds
+    is_saved = saved is not None and tau == self.tau  # nothing was left out
     self._saved = saved if is_saved else None
     self._new = {} if is_saved else dict(self._best)
     return self
