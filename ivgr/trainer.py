@@ -27,7 +27,7 @@ from transformers import Trainer
 
 from .archive import Archive, score_groups
 from .core import Group, InputError, Rollout, Sample, Stream, rng_for
-from .data.answers import answer_accuracy, read_rules
+from .data.answers import read_rules
 from .judge import JUDGE_NAMES, Judge, RubricJudge
 from .loss import check_loss_settings, group_advantages, policy_loss
 from .policy import Policy, encode, frozen_base, load_weights, save_reader
@@ -318,10 +318,9 @@ def sample(self: DualStreamTrainer,
 )->list[list[Rollout]]:        # For each query, stream by stream
     "Sample rollouts of every query; chance depends on seed, batch and process only"
     a = self.args
-    key = (a.seed, "rollouts", batch)
-    if a.process_index:
-        key += (a.process_index,)
-    generator = torch.Generator(self.policy.device).manual_seed(rng_for(*key).getrandbits(63))
+    process = [a.process_index] if a.process_index else []
+    seed = rng_for(a.seed, "rollouts", batch, *process).getrandbits(63)
+    generator = torch.Generator(self.policy.device).manual_seed(seed)
     no_cache = AutocastKwargs(cache_enabled=False)  # on which a CUDA graph must not depend
     with self.accelerator.autocast(no_cache):
         return self.sampler(self.policy, queries, a.n_rollouts, a.max_new_tokens, a.temperature, a.top_p,
@@ -342,8 +341,7 @@ def score(self: DualStreamTrainer,
     pool = ThreadPoolExecutor(1)
     try:
         jobs = [pool.submit(self.reference_logps, part) for part in parts] if meanwhile else []
-        accuracy = partial(answer_accuracy, rules=a.answer_rules)
-        stats = score_groups(groups, self.archive, self.judge, batch, accuracy=accuracy,
+        stats = score_groups(groups, self.archive, self.judge, batch, rules=a.answer_rules,
                              everyone=partial(gather_batch, updates=a.updates_per_rollout))
         for job in jobs:
             job.result()

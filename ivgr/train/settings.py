@@ -36,9 +36,10 @@ def lora_setting(
 )->Any:
     "An adapter's setting as a setting of a run; several values become a list"
     declared = {f.name: f for f in fields(LoraSettings)}[name]
-    if isinstance(declared.default, tuple):
-        return field(default_factory=lambda: list(declared.default), metadata=declared.metadata)
-    return setting(declared.default, declared.metadata["help"])
+    default: Any = declared.default
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: list(default), metadata=declared.metadata)
+    return setting(default, declared.metadata["help"])
 
 # %% ../../nbs/train/settings.ipynb #d4000003
 @dataclass
