@@ -27,7 +27,7 @@ from transformers import Trainer
 
 from .archive import Archive, score_groups
 from .core import Group, InputError, Rollout, Sample, Stream, rng_for
-from .data.answers import read_rules
+from .data.answers import answer_accuracy, read_rules
 from .judge import JUDGE_NAMES, Judge, RubricJudge
 from .loss import check_loss_settings, group_advantages, policy_loss
 from .policy import Policy, encode, frozen_base, load_weights, save_reader
@@ -341,8 +341,9 @@ def score(self: DualStreamTrainer,
     pool = ThreadPoolExecutor(1)
     try:
         jobs = [pool.submit(self.reference_logps, part) for part in parts] if meanwhile else []
-        stats = score_groups(groups, self.archive, self.judge, batch, rules=a.answer_rules,
-                             everyone=partial(gather_batch, updates=a.updates_per_rollout))
+        accuracy = partial(answer_accuracy, rules=a.answer_rules)
+        everyone = partial(gather_batch, updates=a.updates_per_rollout)
+        stats = score_groups(groups, self.archive, self.judge, batch, accuracy=accuracy, everyone=everyone)
         for job in jobs:
             job.result()
         if not meanwhile:
