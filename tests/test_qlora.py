@@ -205,7 +205,7 @@ def test_greedy_rollouts_are_what_generate_gives_also_in_four_bits(family, saved
     assert (logps(policy, queries, rollouts)-kept).abs().max()<1e-4
 
 def test_a_hybrid_is_noticed_when_it_is_loaded(saved):
-    with pytest.warns(UserWarning, match="the plain path"): policy = load_policy(saved/"qwen3_5", device="cpu")
+    with pytest.warns(UserWarning, match="the unshared baseline"): policy = load_policy(saved/"qwen3_5", device="cpu")
     assert not packs(policy.model) and not packs(add_lora(policy).model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
