@@ -63,20 +63,20 @@ def survey(
     progress: bool = True,             # Show a progress bar
 ) -> Survey:
     "Read all rows and the headers of all images"
-    found = Survey()
+    summary = Survey()
     rows = tqdm(samples.sources, desc="reading", unit=" rows", disable=not progress)
     for i, name in enumerate(rows):
-        source = found.sources.setdefault(name, SourceSurvey(samples.kind(name)))
+        source = summary.sources.setdefault(name, SourceSurvey(samples.kind(name)))
         source.rows += 1
         try:
             sample = samples[i]
             sizes = [load_image(image).size if decode else image_size(image) for image in sample.images]
         except InputError as e:
             source.bad += 1
-            found.problems[i] = str(e)
+            summary.problems[i] = str(e)
         else:
             source.add(sample, sizes)
-    return found
+    return summary
 
 # %% ../../nbs/data/inspect.ipynb #642f01d5
 def summary_cell(
@@ -109,14 +109,14 @@ def source_cells(
     return [name, source.kind, source.rows, source.bad, images, boxes, size, area]
 
 def problem_lines(
-    found: Survey,
+    summary: Survey,
     most: int = 5,  # Problems that are listed
 ) -> list[str]:     # Markdown
     "How many rows can't be used, and what is wrong with the first of them"
-    n_rows = sum(source.rows for source in found.sources.values())
-    n = len(found.problems)
+    n_rows = sum(source.rows for source in summary.sources.values())
+    n = len(summary.problems)
     lines = [f"{n_rows} rows; can't be used: {n}" + (":" if n else "")]
-    for i, problem in list(found.problems.items())[:most]:
+    for i, problem in list(summary.problems.items())[:most]:
         reason = problem.split(f", row {i}: ")[-1]
         lines.append(f"- row {i}: {reason}")
     if n > most:
@@ -124,14 +124,14 @@ def problem_lines(
     return lines
 
 def survey_table(
-    found: Survey,  # From `survey`
+    summary: Survey,  # From `survey`
 ) -> str:           # Markdown
     "A row for each source, the largest first, and what is wrong"
     head = ["source", "stream", "rows", "bad", "images a row", "boxes a row", "median image, px",
             "median box, of its image"]
-    by_size = sorted(found.sources.items(), key=lambda item: -item[1].rows)
+    by_size = sorted(summary.sources.items(), key=lambda item: -item[1].rows)
     table = markdown_table(head, [source_cells(name, source) for name, source in by_size])
-    return "\n".join([table, "", *problem_lines(found)])
+    return "\n".join([table, "", *problem_lines(summary)])
 
 # %% ../../nbs/data/inspect.ipynb #69530be5
 CHUNK = 200  # Rows that are written at once, because images may stand in the table
@@ -153,13 +153,13 @@ def good_rows(
 
 def write_good(
     samples: Samples | Conversations,  # The data
-    found: Survey,                     # What is wrong with it
+    summary: Survey,                     # What is wrong with it
     path: str | Path,                  # Parquet file to write
 ) -> Path:                             # The same path
     "Write the rows that can be used"
     import pyarrow.parquet as pq
     path = Path(path)
-    keep = [i for i in range(len(samples)) if i not in found.problems]
+    keep = [i for i in range(len(samples)) if i not in summary.problems]
     if not keep:
         raise InputError(f"none of the {len(samples)} rows can be used: "
                          f"there is nothing to write to {str(path)!r}")

@@ -424,7 +424,8 @@ class ColdStartTrainer(Trainer):
         examples = [e for item in items for e in pack_demonstrations(self.policy, item, budget)]
         n_learned = sum(example.n_learned for example in examples)
         n_tokens = sum(gather_object([n_learned]))
-        sums = {"tokens/fed": sum(len(e.tree) for e in examples), "tokens/learned": n_learned}
+        n_fed = sum(len(example.tree) for example in examples)
+        sums: dict[str, float] = {"tokens/fed": n_fed, "tokens/learned": n_learned}
         total = torch.zeros((), device=self.policy.device)
         parts = microbatches([(1, len(e.tree)) for e in examples], budget)
         for k, part in enumerate(parts):
@@ -487,7 +488,7 @@ def curriculum_stages(
     args: ColdStartConfig,  # Settings
 ) -> list[tuple[str, Callable, int]]:  # Directory that keeps the result, function that teaches, steps
     "The stages that come before the demonstrations, if there are any"
-    stages = []
+    stages: list[tuple[str, Callable, int]] = []
     if args.policy == "blank":
         stages.append(("seen", learn_to_see, args.see_steps))
         stages.append(("pointed", learn_to_point, args.point_steps))
