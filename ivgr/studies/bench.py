@@ -172,10 +172,10 @@ class Meter:
 
     def clear(self):
         "Begin at nothing"
-        self.seconds: Counter = Counter()
-        self.tokens: Counter = Counter()
-        self.images: Counter = Counter()
-        self.peaks: dict = {}
+        self.seconds: Any = Counter() # phase to number, and so are the others
+        self.tokens: Any = Counter()
+        self.images: Any = Counter()
+        self.peaks: Any = {}
 
     def count_images(self, tower, args, kwargs): # As a forward hook of the tower is called
         "Note the images of a forward"
@@ -509,7 +509,7 @@ def turns(
         order += [(i, arms[(i+k)%len(arms)]) for k in range(len(arms))]
     return sorted(order, key=lambda turn: arms.index(turn[1])) if alone else order
 
-# %% ../../nbs/studies/bench.ipynb #75002dac
+# %% ../../nbs/studies/bench.ipynb #2c87b25a
 class Progress:
     "Which steps of a case are there, which are missing, and which arms have failed"
     def __init__(self,

@@ -394,7 +394,7 @@ def parts_beside(
     claim:Claim,         # That compares the accuracy of two arms
 )->list[tuple[str, bool]]:
     "The same difference on shifted scenes, and by kind of question"
-    parts = {"shifted scenes": ("shifted",)}
+    parts: dict[str, tuple] = {"shifted scenes": ("shifted",)}
     for kind, name in QUESTION_KINDS.items():
         parts[name] = (*TEXTUAL, f"kinds@{kind}")
     found = []

@@ -96,7 +96,8 @@ def legend_above(
     handles = []
     for marker in markers[:len(names)]:
         inside = marker.colour if line else "white"
-        style = dict(color=marker.colour, marker=marker.shape, ls=line, ms=5, mfc=inside, mew=1.4)
+        style: dict[str, Any] = dict(color=marker.colour, marker=marker.shape, mfc=inside)
+        style |= dict(ls=line, ms=5, mew=1.4)
         handles.append(Line2D([], [], **style))
     spacing = dict(borderaxespad=.1, handletextpad=.3, columnspacing=1)
     ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns,

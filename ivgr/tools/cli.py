@@ -9,9 +9,9 @@ __all__ = ['FormatHelp', 'OLD_NAMES', 'RUN_FLAGS', 'COMMANDS', 'SHELLS', 'HelpAl
            'open_wanted_repo', 'finish_run', 'sft_parser', 'run_sft', 'server_fields', 'judge_flags', 'judge_endpoint',
            'train_flags', 'train_parser', 'run_train', 'train_or_advise', 'replies_parser', 'run_replies',
            'judge_check_parser', 'run_judge_check', 'asking_flags', 'reply_flags', 'eval_parser', 'run_eval',
-           'evaluate_policy', 'compare_runs', 'demo_parser', 'run_demo', 'workload_flags', 'plan_parser', 'run_plan',
-           'bench_parser', 'run_bench', 'say', 'ablate_parser', 'chosen_arms', 'run_ablate', 'Command',
-           'complete_files', 'completion', 'PrintCompletion', 'top_parser', 'quieten', 'output_is_closed',
+           'evaluate_policy', 'compare_runs', 'textual_rows', 'demo_parser', 'run_demo', 'workload_flags',
+           'plan_parser', 'run_plan', 'bench_parser', 'run_bench', 'say', 'ablate_parser', 'chosen_arms', 'run_ablate',
+           'Command', 'complete_files', 'completion', 'PrintCompletion', 'top_parser', 'quieten', 'output_is_closed',
            'run_command', 'main']
 
 # %% ../../nbs/tools/cli.ipynb #98f4a1f8
@@ -392,7 +392,7 @@ def train_or_advise(
         advice = memory_advice(args, e)
         raise InputError(f"{advice}\nwhat was saved before is untouched, go on with --resume") from None
 
-# %% ../../nbs/tools/cli.ipynb #6fcc747e
+# %% ../../nbs/tools/cli.ipynb #fe615a9e
 def replies_parser()->argparse.ArgumentParser:
     "The flags of `ivgr replies`"
     about = "Show the replies of a step of training, with the parts of their rewards, and their advantages."
@@ -410,8 +410,11 @@ def run_replies(
     from ivgr.data.inspect import completions_table, read_completions
     flags = replies_parser().parse_args(argv)
     rows = read_completions(flags.run, flags.step)
-    colours = None if os.environ.get("NO_COLOR") else "auto"
-    Console(color_system=colours).print(completions_table(rows))
+    table = completions_table(rows)
+    if os.environ.get("NO_COLOR"):
+        Console(color_system=None).print(table)
+    else:
+        Console().print(table)
 
 # %% ../../nbs/tools/cli.ipynb #0b025049
 def judge_check_parser()->argparse.ArgumentParser:
@@ -500,7 +503,7 @@ def eval_parser()->argparse.ArgumentParser:
     add("--leaderboard", nargs="+", metavar="DIR", help="finished runs on benchmarks, as one table")
     return parser
 
-# %% ../../nbs/tools/cli.ipynb #d053092b
+# %% ../../nbs/tools/cli.ipynb #c7efb9ed
 def run_eval(
     argv:Sequence[str], # Flags
 )->int:                 # 1 where questions were skipped
@@ -511,7 +514,8 @@ def run_eval(
         print(leaderboard(flags.leaderboard))
         return 0
     if flags.compare:
-        compare_runs(*flags.compare, flags.out)
+        one, other = flags.compare
+        compare_runs(one, other, flags.out)
         return 0
     if flags.n is not None and flags.n < 1:
         raise InputError(f"n={flags.n}: answer at least 1 question")
@@ -578,10 +582,14 @@ def compare_runs(
     samples = load_samples(run["benchmark"], run["data"], run.get("split", "test"), run["n"])
     skipped = {entry["row"] for entry in run.get("skipped", [])}
     used = [samples[i] for i in range(len(samples)) if i not in skipped]
-    textual = []
-    for rows in (before, after):
-        textual.append([row for row in rows if row["mode"] == "textual"] or rows)
-    write_page(used, *textual, Path(out)/"compare.html", (str(one), str(other)))
+    page = Path(out)/"compare.html"
+    write_page(used, textual_rows(before), textual_rows(after), page, (str(one), str(other)))
+
+def textual_rows(
+    rows:Sequence[dict], # Results of an evaluation
+)->list[dict]:           # All where there is none
+    "The textual replies"
+    return [row for row in rows if row["mode"] == "textual"] or list(rows)
 
 # %% ../../nbs/tools/cli.ipynb #06d8801b
 def demo_parser()->argparse.ArgumentParser:
@@ -622,7 +630,7 @@ def workload_flags(
         else:
             kind = dict(type=int if f.type == int|None else f.type)
         parser.add_argument(*dict.fromkeys(spellings), default=f.default, help=comments[f.name], **kind)
-    older = dict(dest="beta", action="store_const", help=argparse.SUPPRESS)
+    older: dict[str, Any] = dict(dest="beta", action="store_const", help=argparse.SUPPRESS)
     parser.add_argument("--kl", const=Workload.beta, **older)
     parser.add_argument("--no-kl", const=0., **older)
 
