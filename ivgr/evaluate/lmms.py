@@ -6,68 +6,96 @@
 __all__ = ['final_answer', 'Requests', 'IvgrPolicy', 'manifest']
 
 # %% ../../nbs/evaluate/lmms.ipynb #2acbf41a
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from .benchmarks import without_shortcut
-from ..core import InputError, Sample, write_atomic
+from ..core import InputError, Sample, write_jsonl
 from .ask import evaluate, read_modes
+from .benchmarks import without_shortcut
 from ..policy import load_policy
 
-try: from lmms_eval.api.model import lmms
-except ImportError: lmms = object  # without it, the class can be read and tried, but nobody calls it
+try:
+    from lmms_eval.api.model import lmms
+except ImportError:
+    lmms = object  # without it, the class can be read and tried, but nobody calls it
 
 # %% ../../nbs/evaluate/lmms.ipynb #2f56eb86
 def final_answer(
-    row:dict,  # Of `evaluate`
-)->str:
-    "What a reply says in the end"
-    return row["answer"] if row["answer"] is not None else row["text"].rsplit("</think>", 1)[-1].strip()
+    row: dict,  # Of `evaluate`
+) -> str:       # Without reasoning
+    "The end of a reply"
+    if row["answer"] is not None:
+        return row["answer"]
+    return row["text"].rsplit("</think>", 1)[-1].strip()
 
 # %% ../../nbs/evaluate/lmms.ipynb #ad1216e0
 class Requests(Sequence):
     "The requests of a task as samples, whose truth only lmms-eval knows"
     def __init__(self,
-        requests:Sequence,   # Of lmms-eval: `args` are question, settings, loader of images, row number, task, split
-        task_dict:dict,      # Task, split, row number -> row
-    ): self.requests,self.task_dict = requests,task_dict
-    def __len__(self): return len(self.requests)
+        requests: Sequence,  # Of lmms-eval; `args`: question, settings, loader of images, row, task, split
+        task_dict: dict,     # Task, split, row number -> row
+    ):
+        self.requests = requests
+        self.task_dict = task_dict
+
+    def __len__(self):
+        return len(self.requests)
+
     def __getitem__(self, i):
-        context,_,load,row,task,split = self.requests[i].args
-        images = load(self.task_dict[task][split][row]) or []
-        if not images or any(not hasattr(im, "convert") for im in images):
-            raise InputError(f"row {row} of {task} has no image, or one that is none (a video, a sound): this policy answers questions about images")
-        return Sample(f"{task}-{split}-{row}-{i}", tuple(images), without_shortcut(context.replace("<image>", "")), "unknown", source=task)
+        context, _, load, number, task, split = self.requests[i].args
+        images = load(self.task_dict[task][split][number]) or []
+        if not images or any(not hasattr(image, "convert") for image in images):
+            raise InputError(f"row {number} of {task} has no image, or one that is none (a video, a sound): "
+                             "this policy answers questions about images")
+        question = without_shortcut(context.replace("<image>", ""))
+        return Sample(f"{task}-{split}-{number}-{i}", tuple(images), question, "unknown", source=task)
+
+# %% ../../nbs/evaluate/lmms.ipynb #1184a708
+_UNKNOWN = ("truth", "accuracy", "rule", "box", "iou")  # keys of a row that need the truth
 
 class IvgrPolicy(lmms):
     "A policy of ours as a model of lmms-eval"
     def __init__(self,
-        pretrained:str="tiny",   # Directory, hub name, or `tiny`
-        mode:str="textual",      # One of the evaluation's modes
-        max_new_tokens:int=1024, # Longest reply; that of the task is meant for answers without reasoning
-        max_pixels:int|None=None,# Larger images are shrunk to this; default as the policy has it
-        batch_size:int=16,       # Questions that are answered together
-        log:str|None=None,       # JSON lines file for the whole replies
-        device:str|None=None,    # Default the GPU if there is one
+        pretrained: str = "tiny",        # Directory, hub name, or `tiny`
+        mode: str = "textual",           # One of the evaluation's modes
+        max_new_tokens: int = 1024,      # Longest reply; the task's own limit leaves no room for reasoning
+        max_pixels: int | None = None,   # Larger images are shrunk to this; default as the policy has it
+        batch_size: int = 16,            # Questions that are answered together
+        log: str | None = None,          # JSON lines file for the whole replies
+        device: str | None = None,       # Default the GPU if there is one
     ):
         super().__init__()
-        self.modes,self.log,self.rows = read_modes(mode),log,[]
-        if len(self.modes)>1: raise InputError(f"mode={mode!r}: lmms-eval takes one answer, so give one mode")
-        self.policy = load_policy(pretrained, device=device, max_pixels=max_pixels and int(max_pixels))
-        self.how:dict[str, Any] = dict(max_new_tokens=int(max_new_tokens), batch_size=int(batch_size))
-    def generate_until(self, requests)->list[str]: # Of lmms-eval
+        self.modes = read_modes(mode)
+        if len(self.modes) > 1:
+            raise InputError(f"mode={mode!r}: lmms-eval takes one answer, so give one mode")
+        self.log = log
+        self.rows: list[dict] = []
+        max_pixels = max_pixels and int(max_pixels)  # settings from a command line are text
+        self.policy = load_policy(pretrained, device=device, max_pixels=max_pixels)
+        self.settings: dict[str, Any] = dict(max_new_tokens=int(max_new_tokens), batch_size=int(batch_size))
+
+    def generate_until(self,
+        requests: Sequence,  # Of lmms-eval
+    ) -> list[str]:          # An answer each
         "Answer requests, in their order"
-        rows = evaluate(self.policy, Requests(requests, self.task_dict), self.modes, **self.how)
-        self.rows += [{k:v for k,v in r.items() if k not in ("truth", "accuracy", "rule", "box", "iou")} for r in rows]
-        if self.log: write_atomic(self.log, "".join(json.dumps(r)+"\n" for r in self.rows))
-        return [final_answer(r) for r in rows]
-    def loglikelihood(self, requests): # Not to be had
-        raise InputError("this task compares likelihoods of given answers, but the policy reasons before it answers: choose a task that generates")
-    def generate_until_multi_round(self, requests): # Neither
+        samples = Requests(requests, self.task_dict)
+        rows = evaluate(self.policy, samples, self.modes, **self.settings)
+        for row in rows:
+            self.rows.append({key: value for key, value in row.items() if key not in _UNKNOWN})
+        if self.log:
+            write_jsonl(self.log, self.rows)
+        return [final_answer(row) for row in rows]
+
+    def loglikelihood(self, requests):
+        "Not to be had"
+        raise InputError("this task compares likelihoods of given answers, but the policy reasons before it "
+                         "answers: choose a task that generates")
+
+    def generate_until_multi_round(self, requests):
+        "Not to be had"
         raise InputError("this task has several rounds, and the policy answers one: choose another task")
 
-def manifest():
-    "What lmms-eval is told by the entry point"
+def manifest() -> Any:  # Of lmms-eval
+    "What the entry point tells lmms-eval"
     from lmms_eval.models.registry_v2 import ModelManifest
-    return ModelManifest("ivgr", simple_class_path="ivgr.lmms.IvgrPolicy")
+    return ModelManifest("ivgr", simple_class_path="ivgr.evaluate.lmms.IvgrPolicy")
