@@ -48,7 +48,9 @@ TABLE = {  # replies -> what each scorer gives
     ("",): (0, 0, 0, 1, 0),
     ("B", "cotton", "(B) cotton", "B or A", "none of them"): (0, 0, 0, 0, 0)}
 
-@pytest.mark.parametrize("reply,right", [(reply, right) for replies, right in TABLE.items() for reply in replies])
+CASES = [(reply, right) for replies, right in TABLE.items() for reply in replies]
+
+@pytest.mark.parametrize("reply,right", CASES)
 def test_table(reply, right):
     assert tuple(score(reply) for score in SCORERS) == right
 
@@ -91,7 +93,8 @@ def test_lmms_eval_finds_and_runs_it():
     registry = ModelRegistryV2()
     registry.register_manifest(manifest())
     arguments = "pretrained=tiny,mode=textual,max_new_tokens=64"
-    model = registry.get_model_class("ivgr").create_from_arg_string(arguments, {"batch_size": 2, "device": "cpu"})
+    model_class = registry.get_model_class("ivgr")
+    model = model_class.create_from_arg_string(arguments, {"batch_size": 2, "device": "cpu"})
     samples = Needles("needle-easy")[:3]
     model.task_dict = {"needle": {"test": [dict(image=sample.images[0]) for sample in samples]}}
 
