@@ -27,12 +27,12 @@ def draw():
     tile(ax, 120, 160, '#7048b8', '#22b8cf')
     ax.add_patch(Rectangle((225, 285), 62, 62, fill=False, ec=BOX, lw=3))
     ax.text(70, 88, 'What colour is the top of the yellow tile?', size=14, color=INK, va='center')
-    for y,name,said,what in ((330, 'grounded', 'The yellow tile [225,285,287,347] has a green top.', 'paid for its boxes'),
-                             (180, 'textual', 'The yellow tile, in the upper right, has a green top.', 'paid for saying the same: this is what you use')):
+    for y,name,reply,what in ((330, 'grounded', 'The yellow tile [225,285,287,347] has a green top.', 'rewarded for its boxes'),
+                             (180, 'textual', 'The yellow tile, in the upper right, has a green top.', 'rewarded for saying the same: this is what you use')):
         ax.add_patch(FancyArrowPatch((360, 255), (440, y), arrowstyle='-|>', mutation_scale=22, lw=2.5, color=INK))
         colour = BOX if name=='grounded' else '#1971c2'
         ax.text(462, y+32, name, size=21, weight='bold', color=colour, va='center')
-        ax.text(462, y-4, said, size=18, color=INK, va='center')
+        ax.text(462, y-4, reply, size=18, color=INK, va='center')
         ax.text(462, y-38, what, size=15, color='#6b7280', va='center')
     fig.savefig(OUT)
     plt.close(fig)

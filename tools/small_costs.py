@@ -35,22 +35,22 @@ def rollouts(streams=(Stream.GROUNDED, Stream.TEXTUAL), n=80):
 
 def main():
     torch.set_num_threads(1)
-    found = {"import ivgr, s":started("-c", "import ivgr"), "ivgr --help, s":started("-m", "ivgr", "--help")}
+    costs = {"import ivgr, s":started("-c", "import ivgr"), "ivgr --help, s":started("-m", "ivgr", "--help")}
     with tempfile.TemporaryDirectory() as folder:
         data,path = Path(folder)/"data",Path(folder)/"archive.jsonl"
-        found["needle scenes written a second"] = 1000/best(lambda: write_needle(data, "train", 1000, progress=False), 3)
+        costs["needle scenes written a second"] = 1000/best(lambda: write_needle(data, "train", 1000, progress=False), 3)
         samples = Samples(data, "train")
-        found["needle scenes read a second"] = 1000/best(lambda: [load_image(s.images[0]) for s in samples], 3)
+        costs["needle scenes read a second"] = 1000/best(lambda: [load_image(s.images[0]) for s in samples], 3)
         groups = [Group(s, list(rollouts()), Frame(1000, 1000, "unit1000"), (96, 96)) for s in samples[:16]]
-        found[f"rewards of {sum(len(g.rollouts) for g in groups)} rollouts, no judge, s"] = best(lambda: score_groups(groups, Archive(.3), None, 0))
+        costs[f"rewards of {sum(len(g.rollouts) for g in groups)} rollouts, no judge, s"] = best(lambda: score_groups(groups, Archive(.3), None, 0))
         archive,text = Archive(.3),"The red tile is in the upper left. Its top is blue. "*6
         state = lambda queries,box_reward: archive.state_dict()|dict(references=[
             vars(Reference(f"query {i}", text, ((100., 200., 300., 400.),), box_reward, 3)) for i in range(queries)])
         whole,rewards = state(50_000, .6),iter((.7, .75, .8, .85, .9))
-        found["archive of 50,000 queries saved, s"] = best(lambda: archive.save(path), before=lambda: archive.load_state_dict(whole))
-        found["saved again with 500 better references, s"] = best(lambda: archive.save(path), before=lambda: archive.merge(state(500, next(rewards))))
-        found["archive of 50,000 queries loaded, s"] = best(lambda: Archive.load(path))
-    write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=environment(), best_of=5, found={k:round(v, 3) for k,v in found.items()}), indent=1)+"\n")
-    for k,v in found.items(): print(f"{k:50} {v:8.3f}")
+        costs["archive of 50,000 queries saved, s"] = best(lambda: archive.save(path), before=lambda: archive.load_state_dict(whole))
+        costs["saved again with 500 better references, s"] = best(lambda: archive.save(path), before=lambda: archive.merge(state(500, next(rewards))))
+        costs["archive of 50,000 queries loaded, s"] = best(lambda: Archive.load(path))
+    write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=environment(), best_of=5, found={k:round(v, 3) for k,v in costs.items()}), indent=1)+"\n")
+    for k,v in costs.items(): print(f"{k:50} {v:8.3f}")
 
 if __name__=="__main__": main()

@@ -41,13 +41,13 @@ def main():
     out,rng = Path(a.out).resolve(),random.Random(0)
     out.mkdir(parents=True, exist_ok=True)
     log = out/'soak.jsonl'
-    said = [json.loads(l) for l in log.read_text().splitlines()] if log.exists() else []
+    events = [json.loads(l) for l in log.read_text().splitlines()] if log.exists() else []
     def say(**event):
-        said.append(event|dict(time=round(time.time(), 1)))
-        with open(log, 'a') as f: f.write(json.dumps(said[-1])+'\n')
-        print(said[-1], flush=True)
+        events.append(event|dict(time=round(time.time(), 1)))
+        with open(log, 'a') as f: f.write(json.dumps(events[-1])+'\n')
+        print(events[-1], flush=True)
     if not (out/'data'/'train.parquet').exists(): write_needle(out/'data', 'train', 16*a.steps//2, progress=False)
-    due = sorted(rng.sample(range(2, a.steps//2), a.kills))[sum(e.get('event')=='kill' for e in said):]  # steps at which the next kills come
+    due = sorted(rng.sample(range(2, a.steps//2), a.kills))[sum(e.get('event')=='kill' for e in events):]  # steps at which the next kills come
     faults = [rng.choice(FAULTS) if rng.random()<.05 else None for _ in range(10_000)]
     with FaultServer(lambda i: faults[i%len(faults)]) as server:
         while steps_of(out/'run')<a.steps:
@@ -64,12 +64,12 @@ def main():
                     say(event='kill', step=step)
                     while due and due[0]<=step: due.pop(0)
             if process.returncode not in (0, -signal.SIGKILL): raise SystemExit(f"the run ended with status {process.returncode}: see {out/'train.log'}")
-    last = max(i for i,e in enumerate(said) if e.get('event')=='start')
-    seen = [e for e in said[last:] if 'memory' in e and e['step']>=said[last]['step']+10]  # from the tenth step of the last process on
+    last = max(i for i,e in enumerate(events) if e.get('event')=='start')
+    seen = [e for e in events[last:] if 'memory' in e and e['step']>=events[last]['step']+10]  # from the tenth step of the last process on
     if len(seen)<8: raise SystemExit(f"only {len(seen)} looks at the last process: too few to tell")
     early,late = (median(e['memory'] for e in part) for part in (seen[:len(seen)//4], seen[-len(seen)//4:]))
     rows = [json.loads(l) for l in (out/'run'/'metrics.jsonl').read_text().splitlines()]
-    say(event='end', step=len(rows), kills=sum(e.get('event')=='kill' for e in said), early=early, late=late, grown=round(late/early-1, 4),
+    say(event='end', step=len(rows), kills=sum(e.get('event')=='kill' for e in events), early=early, late=late, grown=round(late/early-1, 4),
         pairs=sum(r['judge/pairs'] for r in rows), missing=sum(r['judge/missing'] for r in rows))
     assert [r['step'] for r in rows]==list(range(1, a.steps+1)), "the log does not hold each step once"
     assert late<=early*1.05, f"memory has grown from {early} to {late} MiB"
