@@ -48,7 +48,7 @@ def test_rows_say_what_was_done(made):
     job = jobs_for(arms, [0], out)[1]
     assert [(r["split"], r["mode"]) for r in rows]==[("training", "both"), ("test", "textual"), ("test", "grounded")]
     assert all(r["key"]==job.key and r["machine"]["threads"]==1 and r["seconds"]>0 for r in rows)
-    assert all(r["commit"]==ab.code_commit() for r in rows)
+    assert len({r["commit"] for r in rows})==1
     assert rows[0]["rollouts"]==TINY.rollouts and rows[0]["setting"]["steps"]==1
     # the trained policy is kept, and not what it takes to go on
     assert (job.folder/"config.json").exists() and not list(job.folder.glob("checkpoint-*"))

@@ -65,7 +65,7 @@ def bootstrap(
     return low, high
 
 # %% ../../nbs/evaluate/statistics.ipynb #63ae8f91
-_DEFAULTS = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="")  # what older results may lack
+_DEFAULTS: dict[str, Any] = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="")  # what older results may lack
 
 def checked_results(
     results: Iterable[Mapping],  # Rows, possibly of an older version
@@ -76,7 +76,7 @@ def checked_results(
     for i, row in enumerate(results):
         if not isinstance(row, Mapping):
             raise InputError(f"row {i} of {name} is {row!r:.100}, not a result of `evaluate`")
-        row = _DEFAULTS | dict(mode=row.get("stream"), image=row.get("id")) | row
+        row = _DEFAULTS | dict(mode=row.get("stream"), image=row.get("id")) | dict(row)
         missing = [key for key in RESULT if key not in row]
         if missing:
             keys = ", ".join(map(str, row))
@@ -126,7 +126,7 @@ def accuracy_stats(
         with_accuracy = [row for row in replies if row["accuracy"] is not None]
         if with_accuracy:
             scored.append(with_accuracy)
-    stats = dict(n=len(scored), accuracy=None, interval=None)
+    stats: dict[str, Any] = dict(n=len(scored), accuracy=None, interval=None)
     if scored:
         accuracies = [mean_of(replies, "accuracy") for replies in scored]
         images = [replies[0]["image"] for replies in scored]

@@ -145,7 +145,7 @@ class Endpoint:
         except ImportError:
             raise InputError("asking a server needs the openai package: pip install 'ivgr[judge]'") from None
         self.config = config
-        self.counts = Counter()
+        self.counts: Any = Counter()  # numbers by name, seconds among them
         self.reasons = {}               # by kind of failure: what happened last
         self._openai = openai
         self._jitter = random.Random()  # apart from the run's own generator
