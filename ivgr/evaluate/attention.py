@@ -200,7 +200,8 @@ def draw_attention(
     rows = (layers + columns - 1) // columns
     fig = new_figure(7.2 + 1.2 * columns, 3.4)
     fig.set_layout_engine("constrained")
-    left, middle, right = fig.subfigures(1, 3, width_ratios=(3, 1.2 * columns, 3.4))
+    parts: Any = fig.subfigures(1, 3, width_ratios=(3, 1.2 * columns, 3.4))
+    left, middle, right = parts
     _draw_map(left.subplots(), image, maps[-1], boxes, "last layer", 9)
     axes = middle.subplots(rows, columns, squeeze=False).flatten()
     for k, (ax, layer) in enumerate(zip(axes, maps), 1):
