@@ -16,12 +16,12 @@ from torch import Tensor
 from .core import InputError
 
 # %% ../nbs/07_loss.ipynb #0ef2b53c
-def _at_least_float32(x: Tensor)->Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     "`x` in float32, or as it is where that is wider"
     wide = torch.promote_types(x.dtype, torch.float32)
     return x.to(wide)
 
-def _check_same_shape(**pair: Tensor)->None:
+def _check_same_shape(**pair: Tensor) -> None:
     "Refuse two tensors that would broadcast, by name"
     shapes = {name: tuple(x.shape) for name, x in pair.items()}
     if len(set(shapes.values())) > 1:
@@ -29,7 +29,7 @@ def _check_same_shape(**pair: Tensor)->None:
         raise ValueError(f"{both} differ in shape")
 
 # %% ../nbs/07_loss.ipynb #98750eb6
-def _check_rewards(rewards: Tensor)->None:
+def _check_rewards(rewards: Tensor) -> None:
     "Refuse rewards that cannot be compared: no group, or a number that is not finite"
     shape = tuple(rewards.shape)
     if len(shape) != 2 or shape[1] < 2:
@@ -43,7 +43,7 @@ def _check_rewards(rewards: Tensor)->None:
 def group_advantages(
     rewards: Tensor,    # `(P, G)`: `G` rollouts of one stream for each of `P` queries
     eps: float = 1e-6,  # Keeps a group of equal rewards at zero instead of nan
-)->Tensor:              # `(P, G)`: zero mean along each row
+) -> Tensor:              # `(P, G)`: zero mean along each row
     "Compare each rollout with the others of its query and stream (paper: A); rewards must be finite"
     _check_rewards(rewards)
     rewards = _at_least_float32(rewards)
@@ -65,7 +65,7 @@ def clip_bounds(
     clip_low: float,          # The paper's epsilon_low
     clip_high: float,         # The paper's epsilon_high
     dual_clip: float | None,  # The paper's c; None: no dual clip
-)->ClipBounds:
+) -> ClipBounds:
     "Turn bounds of the ratio into bounds of its logarithm"
     low = math.log1p(-clip_low)
     high = math.log1p(clip_high)
@@ -79,7 +79,7 @@ def clipped_surrogate(
     clip_low: float = 0.2,          # A token of a bad rollout stops at a ratio of `1 - clip_low`
     clip_high: float = 0.28,        # A token of a good rollout stops at `1 + clip_high`
     dual_clip: float | None = 3.,   # A token of a bad rollout is ignored above this ratio; None: never
-)->Tensor:                          # `(tokens,)`: loss of each token
+) -> Tensor:                          # `(tokens,)`: loss of each token
     "The surrogate of each token: `-A * ratio` inside the trust region, constant outside"
     _check_same_shape(log_ratio=log_ratio, advantages=advantages)
     bounds = clip_bounds(clip_low, clip_high, dual_clip)
@@ -93,7 +93,7 @@ def clipped_surrogate(
 def k3_kl(
     logp: Tensor,      # `(tokens,)`: log-probability under the policy that the tokens were sampled from
     ref_logp: Tensor,  # `(tokens,)`: and under the reference
-)->Tensor:             # `(tokens,)`: at least 0 for each token
+) -> Tensor:             # `(tokens,)`: at least 0 for each token
     "Estimate KL(policy || reference), token by token (paper: k3)"
     _check_same_shape(logp=logp, ref_logp=ref_logp)
     log_ratio = _at_least_float32(ref_logp) - _at_least_float32(logp)
@@ -105,7 +105,7 @@ def importance_weights(
     old_logp: Tensor,      # Log-probability of each token under the policy in training, before its update
     sampler_logp: Tensor,  # And under whatever sampled it, same shape
     cap: float = 2.,       # Largest weight, at least 1
-)->Tensor:                 # Same shape, in `[0, cap]`, float32 or better, without gradient
+) -> Tensor:                 # Same shape, in `[0, cap]`, float32 or better, without gradient
     "Truncated importance weights of tokens that another engine sampled; `InputError` for a cap below 1"
     if not 1 <= cap < math.inf:
         raise InputError(f"cap={cap}: the largest importance weight must be at least 1; 2 is usual")
@@ -119,7 +119,7 @@ def check_loss_settings(
     clip_high: float,         # At least 0
     dual_clip: float | None,  # Above 1, or None
     beta: float,              # At least 0
-)->None:
+) -> None:
     "Refuse a setting with which the loss has no meaning, with an `InputError`"
     if not 0 <= clip_low < 1:
         raise InputError(f"clip_low={clip_low}: must be in [0, 1); the paper's run has 0.2")
@@ -131,7 +131,7 @@ def check_loss_settings(
         raise InputError(f"beta={beta}: must be at least 0; the paper's run has 0.01")
 
 # %% ../nbs/07_loss.ipynb #89163d40
-def _check_shapes(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[str, Tensor | None])->None:
+def _check_shapes(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[str, Tensor | None]) -> None:
     "Refuse shapes that would broadcast, and a mask of numbers"
     if logp.ndim != 2:
         raise ValueError(f"expected logp of shape (R, T), got {tuple(logp.shape)}")
@@ -143,7 +143,7 @@ def _check_shapes(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[s
     if mask.is_floating_point():
         raise ValueError(f"mask is {mask.dtype}; a token counts or it does not: use bool")
 
-def _check_finite(name: str, values: Tensor, mask: Tensor)->None:
+def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
     "Refuse infinity and nan where the mask is true"
     bad = ~torch.isfinite(values) & mask.bool()
     if bad.any():
@@ -153,7 +153,7 @@ def _check_finite(name: str, values: Tensor, mask: Tensor)->None:
         raise ValueError(f"{name}[{i}, {t}] is {value}, and {count} in all: sampled tokens need finite "
                          "log-probabilities and weights")
 
-def _check_tensors(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[str, Tensor | None])->None:
+def _check_tensors(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[str, Tensor | None]) -> None:
     "Refuse tensors that do not fit together, or that are not finite where it matters"
     _check_shapes(logp, advantages, mask, others)
     for name, x in dict(logp=logp, **others).items():
@@ -163,7 +163,7 @@ def _check_tensors(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[
         raise ValueError(f"advantages are not all finite: {advantages.tolist()}")
 
 # %% ../nbs/07_loss.ipynb #3b1d6a52
-def _clip_stats(log_ratio: Tensor, A: Tensor, bounds: ClipBounds)->dict[str, Tensor]:
+def _clip_stats(log_ratio: Tensor, A: Tensor, bounds: ClipBounds) -> dict[str, Tensor]:
     "Which tokens each bound stops, and the ratio of each, `(tokens,)`"
     good = A > 0
     bad = A < 0
@@ -187,7 +187,7 @@ def policy_loss(
     beta: float = 0.,                # Weight of the KL penalty
     n_tokens: int | Tensor | None = None,  # Divides the sum: tokens of the whole batch; None: of this mask
     weights: Tensor | None = None,   # `(R, T)`: of each token's loss, see `importance_weights`; None: 1
-)->tuple[Tensor, dict[str, Tensor]]: # Scalar loss, and scalar stats without gradient
+) -> tuple[Tensor, dict[str, Tensor]]: # Scalar loss, and scalar stats without gradient
     "Clipped surrogate plus KL penalty, a mean over tokens (paper: L); tensors that do not fit are refused"
     check_loss_settings(clip_low, clip_high, dual_clip, beta)
     _check_tensors(logp, advantages, mask, dict(old_logp=old_logp, ref_logp=ref_logp, weights=weights))

@@ -57,21 +57,21 @@ class Tree:
             if not tokens:
                 raise ValueError(f"node {node} is empty")
 
-    def __len__(self)->int:
+    def __len__(self) -> int:
         return sum(map(len, self.tokens))
 
     @property
-    def starts(self)->list[int]:
+    def starts(self) -> list[int]:
         "Index of the first token of each node in the packed sequence"
         return [0, *accumulate(map(len, self.tokens[:-1]))]
 
     @property
-    def ends(self)->list[int]:
+    def ends(self) -> list[int]:
         "Index of the last token of each node in the packed sequence"
         return [total - 1 for total in accumulate(map(len, self.tokens))]
 
     @property
-    def causal(self)->int:
+    def causal(self) -> int:
         "Number of tokens at the start that see all that come before them: up to the second branch"
         for node, parent in enumerate(self.parents):
             if parent != node - 1:
@@ -79,7 +79,7 @@ class Tree:
         return len(self)
 
     @property
-    def depth(self)->int:
+    def depth(self) -> int:
         "Tokens on the longest path, which is what a separate forward of the longest rollout would read"
         path_lengths = []
         for tokens, parent in zip(self.tokens, self.parents):
@@ -91,7 +91,7 @@ class Tree:
 def tree_mask(
     tree: Tree,      # `n` nodes, `L` tokens
     start: int = 0,  # The first row to return
-)->Tensor:           # `(L-start, L)` bool: row `i` may attend to column `j`
+) -> Tensor:           # `(L-start, L)` bool: row `i` may attend to column `j`
     "Let every token see itself and its ancestors, and nothing else"
     n = len(tree.parents)
     is_ancestor = torch.eye(n, dtype=torch.bool)  # `(n, n)`: of node `i`, is node `j` one?
@@ -106,7 +106,7 @@ def tree_mask(
 def tree_positions(
     tree: Tree,    # `L` tokens, `P` of them in the root
     root: Tensor,  # `(3, P)`: M-RoPE positions of the root, from the model
-)->Tensor:         # `(3, L)`
+) -> Tensor:         # `(3, L)`
     "Continue every node's positions from the end of its parent"
     expected = (3, len(tree.tokens[0]))
     if root.shape != expected:
@@ -128,13 +128,13 @@ class Packed(NamedTuple):
 
     def to(self,
         device: torch.device,  # Where the model's input goes
-    )->"Packed":
+    ) -> "Packed":
         "The same batch on a device"
         return Packed(*(x.to(device) for x in self))
 
     def seen_from(self,
         rows: Tensor,  # `(B, R)`: indices of `R` tokens of each tree
-    )->Tensor:         # `(B, R, L)` bool
+    ) -> Tensor:         # `(B, R, L)` bool
         "What these tokens see"
         masked_rows, L = self.mask.shape[2:]
         causal_rows = L - masked_rows
@@ -150,7 +150,7 @@ def pack(
     trees: Sequence[Tree],    # `B` trees, one for each query
     roots: Sequence[Tensor],  # `(3, P)`: M-RoPE positions of each prefix
     pad: int = 0,             # Token id of the padding
-)->Packed:                    # `(B, L)` ids with mask and positions, on the CPU
+) -> Packed:                    # `(B, L)` ids with mask and positions, on the CPU
     "Pad trees to one batch"
     B = len(trees)
     L = max(map(len, trees))
@@ -171,7 +171,7 @@ def pack(
 def build_tree(
     query: Query,                                    # The prompt
     completions: Sequence[tuple[Stream, list[int]]], # Stream and tokens of each rollout
-)->Tree:                                             # Prefix, one node for each stream, then the completions
+) -> Tree:                                           # Prefix, one node a stream, then the completions
     "Hang completions on a query's suffixes; `ValueError` where a stream has no suffix"
     streams = list(dict.fromkeys(stream for stream, _ in completions))
     missing = [str(stream) for stream in streams if stream not in query.suffixes]
@@ -188,7 +188,7 @@ def build_tree(
 def unshare(
     queries: Sequence[Query],                # `Q` queries
     rollouts: Sequence[Sequence[Rollout]],   # The rollouts of each, `R` in all
-)->tuple[list[Query], list[list[Rollout]]]:  # `R` queries with one rollout each, in the order given
+) -> tuple[list[Query], list[list[Rollout]]]:  # `R` queries with one rollout each, in the order given
     "The unshared baseline: a copy of its query for every rollout"
     pairs = [(query, rollout) for query, group in zip(queries, rollouts) for rollout in group]
     return [query for query, _ in pairs], [[rollout] for _, rollout in pairs]
@@ -196,7 +196,7 @@ def unshare(
 # %% ../nbs/08_tree.ipynb #9820ccd1
 def backbone(
     model: Any,       # A Qwen2.5-VL, Qwen3-VL or Qwen3.5 model, with or without a peft wrapper
-)->tuple[Any, Any]:   # The model without its head, which returns hidden states; and the head
+) -> tuple[Any, Any]:   # The model without its head, which returns hidden states; and the head
     "Take a policy's model apart"
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.model, base.lm_head
@@ -204,21 +204,21 @@ def backbone(
 # %% ../nbs/08_tree.ipynb #6b2e6245
 def layer_kinds(
     model: Any,  # The policy's model
-)->set[str]:     # Such as `full_attention`, `sliding_attention`, `linear_attention`
+) -> set[str]:     # Such as `full_attention`, `sliding_attention`, `linear_attention`
     "Kinds of layers in the language model, as its config names them"
     kinds = getattr(model.config.get_text_config(), "layer_types", None)
     return set(kinds or ["full_attention"])
 
 def packs(
     model: Any,  # The policy's model
-)->bool:         # True: a packed tree gives what separate forwards give
+) -> bool:         # True: a packed tree gives what separate forwards give
     "Do all layers obey a mask?"
     return layer_kinds(model) <= {"full_attention", "sliding_attention"}
 
 def check_window(
     model: Any,   # The policy's model
     length: int,  # Tokens on the longest path
-)->None:
+) -> None:
     "Refuse a path that is longer than the window of a sliding layer, with an `InputError`"
     if "sliding_attention" not in layer_kinds(model):
         return
@@ -229,7 +229,7 @@ def check_window(
                          "use_sliding_window off in its config")
 
 # %% ../nbs/08_tree.ipynb #cae5dddf
-def _target_logps(hidden, head, targets, temperature, suppress_tokens)->Tensor:
+def _target_logps(hidden, head, targets, temperature, suppress_tokens) -> Tensor:
     "Log-probability of each target, `(M,)`, from hidden states `(M, D)`"
     logits = head(hidden).float()/temperature
     if suppress_tokens:
@@ -244,7 +244,7 @@ def selected_logps(
     temperature: float = 1.,  # As in sampling
     suppress_tokens: Sequence[int] = (),  # Token ids that can not be sampled (image tokens)
     chunk: int = 512,         # Tokens whose logits are held at once: 0.3 GB a copy with 152 thousand words
-)->Tensor:                    # `(M,)`, float32
+) -> Tensor:                    # `(M,)`, float32
     "Log-probabilities of given tokens, with bounded memory"
     pieces = list(zip(hidden.split(chunk), targets.split(chunk)))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
@@ -268,7 +268,7 @@ def tree_attention(
     attention_mask: Tensor | None,  # `(B, 1, M, K)`, added to scores: of the last `M` rows; None: all causal
     scaling: float | None = None,   # Of the scores
     **kwargs,        # Passed on to `sdpa`
-)->tuple[Tensor, None]:  # `(B, Q, H, D)`, and no attention weights
+) -> tuple[Tensor, None]:  # `(B, Q, H, D)`, and no attention weights
     "Attention with a mask for the last rows only"
     def attend(q, k, v, mask):
         return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)[0]
@@ -288,7 +288,7 @@ def tree_attention(
     first = attend(query[:, :, :causal], key[:, :, :causal], value[:, :, :causal], None)
     return torch.cat([first, masked], 1), None
 
-def _attend_with_shared_keys(query, key, value, mask, scaling)->Tensor:
+def _attend_with_shared_keys(query, key, value, mask, scaling) -> Tensor:
     "Put the queries of heads that share keys to these keys as further rows; `(B, Q, H, D)`"
     B, H, Q, D = query.shape
     G = key.shape[1]
@@ -298,7 +298,7 @@ def _attend_with_shared_keys(query, key, value, mask, scaling)->Tensor:
     out = F.scaled_dot_product_attention(rows, key, value, row_mask, scale=scaling)
     return out.reshape(B, H, Q, D).transpose(1, 2)
 
-def _attend_in_blocks(attend, query, key, value, mask)->Tensor:
+def _attend_in_blocks(attend, query, key, value, mask) -> Tensor:
     "Each block of rows against the keys that any of its rows sees; `(B, M, H, D)`"
     if mask.shape[2] < 2*BLOCK_ROWS:
         return attend(query, key, value, mask)
@@ -315,7 +315,7 @@ def _attend_in_blocks(attend, query, key, value, mask)->Tensor:
 def block_mask(
     visible: Tensor,  # `(B, 1, M, K)` bool: the last `M` rows
     rows: int,        # Of the whole mask; those before are causal
-)->BlockMask:
+) -> BlockMask:
     "The mask in blocks, for FlexAttention"
     B, _, masked_rows, keys = visible.shape
     seen = visible[:, 0]
@@ -332,7 +332,7 @@ def block_mask(
     return create_block_mask(rule, B, None, rows, keys, device=str(visible.device))
 
 @lru_cache(None)
-def _compiled_flex_attention()->Callable:
+def _compiled_flex_attention() -> Callable:
     return torch.compile(flex_attention, dynamic=True)
 
 def flex_tree_attention(
@@ -343,7 +343,7 @@ def flex_tree_attention(
     attention_mask: BlockMask | Tensor | None,  # A `BlockMask`; anything else goes to `tree_attention`
     scaling: float | None = None,  # Of the scores
     **kwargs,        # Passed on to `tree_attention`
-)->tuple[Tensor, None]:  # `(B, Q, H, D)`, and no attention weights
+) -> tuple[Tensor, None]:  # `(B, Q, H, D)`, and no attention weights
     "FlexAttention where the mask is one in blocks"
     if not isinstance(attention_mask, BlockMask):
         return tree_attention(module, query, key, value, attention_mask, scaling, **kwargs)
@@ -355,7 +355,7 @@ def flex_tree_attention(
 # %% ../nbs/08_tree.ipynb #c0de0009
 ATTENTIONS = ("tree", "flex")  # The names under which `register_attention` adds ours
 
-def register_attention()->None:
+def register_attention() -> None:
     "Make `tree` and `flex` known to `transformers`"
     AttentionInterface.register("tree", tree_attention)
     AttentionInterface.register("flex", flex_tree_attention)
@@ -363,7 +363,7 @@ def register_attention()->None:
         AttentionMaskInterface.register(name, sdpa_mask)
 
 # %% ../nbs/08_tree.ipynb #27665e68
-def _all_rows(visible: Tensor, rows: int)->Tensor:
+def _all_rows(visible: Tensor, rows: int) -> Tensor:
     "Put the causal rows before the last ones: `(B, 1, M, K)` to `(B, 1, rows, K)`"
     B, _, masked, keys = visible.shape
     causal = rows - masked
@@ -372,7 +372,7 @@ def _all_rows(visible: Tensor, rows: int)->Tensor:
     before = visible.new_ones(causal, keys).tril().expand(B, 1, -1, -1)
     return torch.cat([before, visible], 2)
 
-def _as_numbers(visible: Tensor, dtype: torch.dtype)->Tensor:
+def _as_numbers(visible: Tensor, dtype: torch.dtype) -> Tensor:
     "0 where a token is seen, the smallest number of its type elsewhere: what attention adds to scores"
     zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return zeros.masked_fill(~visible, torch.finfo(dtype).min)
@@ -382,7 +382,7 @@ def mask_for(
     visible: Tensor,      # `(B, 1, M, K)` bool: the last `M` rows
     rows: int,            # Of the whole mask; those before are causal
     cached: bool = True,  # Do keys come from a cache?
-)->Tensor | BlockMask:    # As `attention_mask` of the model
+) -> Tensor | BlockMask:    # As `attention_mask` of the model
     "A mask in the form that the model's attention reads"
     attention = model.config.get_text_config()._attn_implementation
     dtype = model.get_input_embeddings().weight.dtype
@@ -395,7 +395,7 @@ def mask_for(
     return _as_numbers(_all_rows(visible, rows), dtype)
 
 # %% ../nbs/08_tree.ipynb #da769c9a
-def _check_packable(model: Any, trees: Sequence[Tree])->None:
+def _check_packable(model: Any, trees: Sequence[Tree]) -> None:
     "Refuse branching trees where a layer has no mask, with an `InputError`"
     chains = all(tree.parents == list(range(-1, len(tree.parents) - 1)) for tree in trees)
     if not chains and not packs(model):
@@ -408,7 +408,7 @@ def forward_trees(
     trees: Sequence[Tree],       # `B` trees
     queries: Sequence[Query],    # The query of each, for pixels and positions
     cache: Cache | None = None,  # Keys and values are added to it
-)->tuple[Tensor, Packed]:        # `(B, L, D)` hidden states, and what was fed
+) -> tuple[Tensor, Packed]:        # `(B, L, D)` hidden states, and what was fed
     "Run the backbone over packed trees; `InputError` where the model's layers can't"
     _check_packable(model, trees)
     check_window(model, max(tree.depth for tree in trees))
@@ -432,7 +432,7 @@ class _Scored(NamedTuple):
     targets: Tensor  # `(tokens,)`: each scored token
     mask: Tensor     # `(R, T)` bool: the scored tokens of each node
 
-def _scored_tokens(trees: Sequence[Tree], counts: Sequence[int], L: int, device: torch.device)->_Scored:
+def _scored_tokens(trees: Sequence[Tree], counts: Sequence[int], L: int, device: torch.device) -> _Scored:
     "Find the tokens of the last nodes of each tree, and those that predict them"
     sources, targets, lengths = [], [], []
     for b, (tree, count) in enumerate(zip(trees, counts)):
@@ -455,7 +455,7 @@ def completion_logps(
     counts: Sequence[int],     # How many nodes of each tree are scored; `R` in all
     temperature: float = 1.,   # As in sampling
     suppress_tokens: Sequence[int] = (),  # Token ids that can not be sampled
-)->tuple[Tensor, Tensor]:      # `(R, T)` log-probabilities, 0 where padded, and `(R, T)` bool mask
+) -> tuple[Tensor, Tensor]:      # `(R, T)` log-probabilities, 0 where padded, and `(R, T)` bool mask
     "Log-probability of every token in the last nodes of every tree"
     hidden, packed = forward_trees(model, trees, queries)
     scored = _scored_tokens(trees, counts, packed.ids.shape[1], hidden.device)
@@ -474,7 +474,7 @@ def token_logps(
     shared: bool = True,                    # One tree a query; False, or a model that can't: one a rollout
     temperature: float = 1.,                # As in sampling
     suppress_tokens: Sequence[int] = (),    # Token ids that can not be sampled
-)->tuple[Tensor, Tensor]:                   # `(R, T)` log-probabilities and mask, rollouts in the order given
+) -> tuple[Tensor, Tensor]:                  # `(R, T)` log-probabilities and mask, in the order given
     "Log-probability of every token of every rollout (paper: log pi_theta of o_i,t given q)"
     if not (shared and packs(model)):
         queries, rollouts = unshare(queries, rollouts)
@@ -494,14 +494,14 @@ class _Microbatch:
     length: int       # Tokens of the longest
 
     @property
-    def cost(self)->int:
+    def cost(self) -> int:
         "Tokens, padding included"
         return self.rows*self.length
 
 def microbatches(
     sizes: Sequence[tuple[int, int]],  # Of each part of a step: rows in a forward, and tokens of the longest
     budget: int,                       # Tokens in one forward, padding included
-)->list[list[int]]:                    # Which parts go together; the most expensive microbatch first
+) -> list[list[int]]:                    # Which parts go together; the most expensive microbatch first
     "Split a step into microbatches; a part that exceeds the budget by itself goes alone"
     batches = []
     longest_first = sorted(range(len(sizes)), key=lambda part: -sizes[part][1])

@@ -19,17 +19,17 @@ def test_every_token_and_image_once(case, shared, tmp_path):
     policy = bench_policy(case, tmp_path)
     queries = [encode(policy, s) for s in bench_samples(policy, case)]
     arm = build_ivgr(case, policy, str(tmp_path), shared)
-    found = measure_step(arm)
-    leaves = 2*case.n*case.queries
+    measured = measure_step(arm)
+    rollouts = 2*case.n*case.queries
     if shared: tokens,images = sum(ideal_tokens(q, case.n, case.length) for q in queries),case.queries
     else:
         tokens = sum(case.n*(len(q.prefix)+len(b)+case.length) for q in queries for b in q.suffixes.values())
-        images = leaves
-    fed = found['tokens']
-    assert fed['sampling']+fed['decoding']==tokens-leaves  # nothing follows the last token of a reply
-    assert fed['decoding']==leaves*(case.length-1)
+        images = rollouts
+    fed = measured['tokens']
+    assert fed['sampling']+fed['decoding']==tokens-rollouts  # nothing follows the last token of a reply
+    assert fed['decoding']==rollouts*(case.length-1)
     assert fed['reference']==fed['update']==tokens
-    assert found['images']==dict(sampling=images, reference=images, update=images)
+    assert measured['images']==dict(sampling=images, reference=images, update=images)
 
 
 def test_flex_attention_is_compiled_once_for_trees_of_all_sizes():
@@ -40,6 +40,6 @@ def test_flex_attention_is_compiled_once_for_trees_of_all_sizes():
         q,k,v = (torch.randn(1, heads, rows, 16) for heads in (4, 2, 2))
         sees = torch.ones(rows, rows, dtype=torch.bool).tril()
         sees[prefix+(rows-prefix)//2:, prefix:prefix+(rows-prefix)//2] = False
-        with torch.no_grad(): found = compiled(q, k, v, block_mask=block_mask(sees[None, None, prefix:], rows), enable_gqa=True)
-        assert torch.allclose(found, torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, enable_gqa=True), atol=1e-5)
+        with torch.no_grad(): out = compiled(q, k, v, block_mask=block_mask(sees[None, None, prefix:], rows), enable_gqa=True)
+        assert torch.allclose(out, torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, enable_gqa=True), atol=1e-5)
         assert counters['stats']['unique_graphs']==graphs, rows

@@ -11,6 +11,7 @@ import re
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ..needle import COLOURS, COLUMNS, LETTERS, ROWS
 from ..policy import Policy
@@ -18,50 +19,105 @@ from ..prompts import Prompts
 from ..tree import register_attention
 
 # %% ../../nbs/train/tiny.ipynb #7b264bc4
-SPECIAL = ["<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-PIECES = r" ?<box>\[|\]</box>|<[^<>\s]+>| ?[A-Za-z]+|\d+|\n| ?[^\sA-Za-z0-9]|\s"
-TINY_PROMPTS = Prompts(grounded="Think with boxes, then answer.", textual="Think in words, then answer.", unpaired="Think, then answer.")
-CHAT = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}{% if part['type']=='image' %}"
-        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+SPECIAL = ["<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>",
+           "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+PIECES = r" ?<box>\[|\]</box>|<[^<>\s]+>| ?[A-Za-z]+|\d+|\n| ?[^\sA-Za-z0-9]|\s"  # Cut a text into tokens
+TINY_PROMPTS = Prompts(
+    grounded="Think with boxes, then answer.",
+    textual="Think in words, then answer.",
+    unpaired="Think, then answer.")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type']=='image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
-def tiny_tokenizer()->PreTrainedTokenizerFast:
-    "A word-level tokenizer for needle scenes"
-    said = ["user\nassistant\n", *(getattr(TINY_PROMPTS, s) for s in ("grounded", "textual", "unpaired")),
-            "What colour is the top of the tile?", "Is the tile or of the tile?", "\n(A) (B) (C) (D)", " ".join(LETTERS), *LETTERS,
-            "<think>The tile <box>[0,20]</box> is in the. Its top is. The</think><answer></answer>"]
-    said += [text for w in (*COLOURS, "left", "right", "above", "below") for text in (w, " "+w)]
-    said += [" "+w for w in ROWS+COLUMNS]+[str(i) for i in range(0, 1001, 20)]
-    words = dict.fromkeys([*SPECIAL, *(piece for text in said for piece in re.findall(PIECES, text))])
-    t = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token="<|unk|>"))
-    t.pre_tokenizer,t.decoder = pre_tokenizers.Split(Regex(PIECES), "isolated"),decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|im_end|>",
-                                   additional_special_tokens=SPECIAL[2:3]+SPECIAL[4:], chat_template=CHAT)
+def _vocabulary() -> list[str]:
+    "Every token that a needle scene needs; special tokens come first"
+    texts = [
+        "user\nassistant\n",
+        TINY_PROMPTS.grounded,
+        TINY_PROMPTS.textual,
+        TINY_PROMPTS.unpaired,
+        "What colour is the top of the tile?",
+        "Is the tile or of the tile?",
+        "\n(A) (B) (C) (D)",
+        " ".join(LETTERS),
+        *LETTERS,
+        "<think>The tile <box>[0,20]</box> is in the. Its top is. The</think><answer></answer>"]
+    for word in (*COLOURS, "left", "right", "above", "below"):
+        texts += [word, f" {word}"]
+    texts += [f" {word}" for word in ROWS + COLUMNS]
+    texts += [str(number) for number in range(0, 1001, 20)]
+    pieces = [piece for text in texts for piece in re.findall(PIECES, text)]
+    return list(dict.fromkeys(SPECIAL + pieces))
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    "A word-level tokenizer for needle scenes, with chat template"
+    ids = {word: i for i, word in enumerate(_vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    named = ("<|pad|>", "<|unk|>", "<|im_end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=[token for token in SPECIAL if token not in named],
+        chat_template=CHAT)
 
 # %% ../../nbs/train/tiny.ipynb #28100f4f
-def tiny_policy(
-    seed:int=0, # Of the random start
-)->Policy:      # With random weights: it sees nothing yet
-    "Build the small Qwen3-VL that ships with the package, untrained"
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-    tok = tiny_tokenizer()
-    special = {f"{name}_token_id":tok.convert_tokens_to_ids(f"<|{token}|>") for name,token in
-               dict(image="image_pad", video="video_pad", vision_start="vision_start", vision_end="vision_end").items()}
+def _tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    "The architecture, with the ids of the tokenizer's special tokens"
+    def token_id(name):
+        return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+
     rope = dict(rope_type="default", rope_theta=1e6, mrope_section=[6, 5, 5], mrope_interleaved=True)
-    config = Qwen3VLConfig(
-        text_config=dict(vocab_size=len(tok), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=4, head_dim=32, max_position_embeddings=4096, initializer_range=.1,
-                         rope_parameters=rope, pad_token_id=tok.pad_token_id),
-        vision_config=dict(depth=3, hidden_size=96, intermediate_size=192, num_heads=4, patch_size=8, out_hidden_size=128,
-                           num_position_embeddings=144, deepstack_visual_indexes=[0], initializer_range=.1), **special)
+    text = dict(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=4096,
+        hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=32, initializer_range=.1,
+        rope_parameters=rope)
+    vision = dict(
+        depth=3, hidden_size=96, intermediate_size=192, num_heads=4, out_hidden_size=128, patch_size=8,
+        num_position_embeddings=144, deepstack_visual_indexes=[0], initializer_range=.1)
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id("image_pad"),
+        video_token_id=token_id("video_pad"),
+        vision_start_token_id=token_id("vision_start"),
+        vision_end_token_id=token_id("vision_end"))
+
+def _tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
+    "Random weights, and the three things that help"
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
+    language_model = model.model.language_model
     torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=.6)
-    torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=1.)
-    for layer in model.model.language_model.layers: layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+    torch.nn.init.normal_(language_model.embed_tokens.weight, std=1.)
+    for layer in language_model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
     register_attention()
     model.set_attn_implementation(dict(text_config="tree"))
-    model.generation_config.eos_token_id,model.generation_config.pad_token_id = tok.eos_token_id,tok.pad_token_id
-    images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, image_mean=[.92]*3, image_std=[.3]*3,
-                                      size=dict(shortest_edge=32*32, longest_edge=512*512))
-    return Policy(model.eval(), images, tok, TINY_PROMPTS)
+    return model
+
+def tiny_policy(
+    seed: int = 0,  # Of the random start
+) -> Policy:        # With random weights: it sees nothing yet
+    "Build the small Qwen3-VL that ships with the package, untrained"
+    tokenizer = tiny_tokenizer()
+    model = _tiny_model(_tiny_config(tokenizer), seed)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    image_processor = Qwen2VLImageProcessorPil(
+        patch_size=8,
+        merge_size=2,
+        image_mean=[.92]*3,
+        image_std=[.3]*3,
+        size=dict(shortest_edge=32*32, longest_edge=512*512))  # both are numbers of pixels
+    return Policy(model.eval(), image_processor, tokenizer, TINY_PROMPTS)
