@@ -6,52 +6,67 @@
 __all__ = ['FactCounts', 'count_facts', 'coverage_score', 'facts_score']
 
 # %% ../../nbs/evaluate/facts.ipynb #fact0003
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..judge import Facts, rubric_score
 
 # %% ../../nbs/evaluate/facts.ipynb #39d0a6a5
-_ABOUT = dict(objects=lambda f: f, regions=lambda f: f[0], tops=lambda f: f[0], relations=lambda f: (f[0], frozenset(f[1:])))
+def _the_tile(fact): return fact
+def _first_entry(fact): return fact[0]
+
+def _axis_and_tiles(fact):
+    axis, *tiles = fact
+    return axis, frozenset(tiles)
+
+_SUBJECTS = dict(objects=_the_tile, regions=_first_entry, tops=_first_entry, relations=_axis_and_tiles)
 
 class FactCounts(NamedTuple):
     "What became of a reference's facts"
     total: int      # Facts of the reference
-    mentioned: int  # Of these, about which the candidate says something
-    right: int      # Of these, about which it says the same and nothing else
+    mentioned: int  # Of these, about whose subject the candidate says something
+    right: int      # Of these, about whose subject it says the same and nothing else
 
 def count_facts(
-    reference:Facts,                      # Taken as true
-    candidate:Facts,                      # In question
-    kinds:Sequence[str]=Facts._fields,    # Which facts count
-)->FactCounts:
+    reference: Facts,                       # Taken as true
+    candidate: Facts,                       # In question
+    kinds: Sequence[str] = Facts._fields,   # Which kinds of facts count
+) -> FactCounts:
     "How many of the reference's facts are mentioned, and how many rightly"
     total = mentioned = right = 0
     for kind in kinds:
-        about,saying = _ABOUT[kind],{}
-        for f in getattr(candidate, kind): saying.setdefault(about(f), set()).add(f)
-        for f in getattr(reference, kind):
-            found = saying.get(about(f), set())
-            total,mentioned,right = total+1,mentioned+bool(found),right+(found=={f})
+        subject = _SUBJECTS[kind]
+        statements = defaultdict(set)  # subject to what the candidate says about it
+        for fact in getattr(candidate, kind):
+            statements[subject(fact)].add(fact)
+        for fact in getattr(reference, kind):
+            stated = statements[subject(fact)]
+            total += 1
+            mentioned += bool(stated)
+            right += stated == {fact}
     return FactCounts(total, mentioned, right)
 
 # %% ../../nbs/evaluate/facts.ipynb #9d77d2aa
 def coverage_score(
-    reference:Facts, # Taken as true
-    candidate:Facts, # To be scored
-)->float|None:       # In [0, 1]; `None` as in `rubric_score`
+    reference: Facts,  # Taken as true
+    candidate: Facts,  # To be scored
+) -> float|None:       # In [0, 1]; `None` as in `rubric_score`
     "The table, with what is missing weighed by how much it is: silence scores 0"
     level = rubric_score(reference, candidate)
-    if not level: return level
+    if not level:  # missing, or a contradiction
+        return level
     counts = count_facts(reference, candidate)
-    extra = any(c-r for r,c in zip(reference, candidate))
-    return (.7 if extra else 1.)*counts.right/counts.total
+    has_extra = any(c - r for r, c in zip(reference, candidate))
+    ceiling = .7 if has_extra else 1.
+    return ceiling * counts.right / counts.total
 
 def facts_score(
-    reference:Facts, # Taken as true
-    candidate:Facts, # To be scored
-)->float|None:       # In [0, 1]; `None` as in `rubric_score`
+    reference: Facts,  # Taken as true
+    candidate: Facts,  # To be scored
+) -> float|None:       # In [0, 1]; `None` as in `rubric_score`
     "The share of the reference's facts that are said rightly"
-    if rubric_score(reference, candidate) is None: return None
+    if rubric_score(reference, candidate) is None:
+        return None
     counts = count_facts(reference, candidate)
-    return counts.right/counts.total
+    return counts.right / counts.total
