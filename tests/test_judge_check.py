@@ -10,7 +10,7 @@ from ivgr.needle import NeedleConfig
 from ivgr.evaluate.statistics import wilson
 from ivgr.evaluate.judge_check import NoisyJudge
 from ivgr.judge import SCORES, RubricJudge, read_facts
-from ivgr.evaluate.judge_check import KINDS, check, draw_confusion, judge_check, make_pairs, judge_report
+from ivgr.evaluate.judge_check import PAIR_KINDS, check, draw_confusion, judge_check, make_pairs, judge_report
 
 MANY = make_pairs(1800)
 PAIRS = MANY[:36]
@@ -47,7 +47,7 @@ def test_pairs_depend_on_their_arguments_only():
     texts = {k.pair for k in pairs}
     for other in (dict(seed=1), dict(split="train"), dict(cfg=NeedleConfig(objects=2))):
         assert not texts&{k.pair for k in make_pairs(60, **other)}
-    assert [k.kind for k in pairs[:len(KINDS)]]==list(KINDS) and {k.score for k in pairs}==set(SCORES)
+    assert [k.kind for k in pairs[:len(PAIR_KINDS)]]==list(PAIR_KINDS) and {k.score for k in pairs}==set(SCORES)
 
 def test_injections_take_every_form():
     ends = {k.pair.candidate.rsplit(" tile", 1)[1].split(".", 1)[1] for k in MANY if k.kind=="injection"}
@@ -71,7 +71,7 @@ def test_counts_agree_with_a_plain_loop(given_scores):
     if scored:
         assert r["bias"]==pytest.approx(sum(s-t for t,s in scored)/len(scored))
         assert r["error"]==pytest.approx(sum(abs(s-t) for t,s in scored)/len(scored))
-    assert json.loads(json.dumps(r))==r and len(judge_report(r).splitlines())==6+1+2+len(KINDS)+1+1
+    assert json.loads(json.dumps(r))==r and len(judge_report(r).splitlines())==6+1+2+len(PAIR_KINDS)+1+1
 
 def test_bias_has_the_sign_of_generosity():
     assert check(lambda pairs: [1.]*len(pairs), PAIRS)["bias"]>0 and check(lambda pairs: [0.]*len(pairs), PAIRS)["bias"]<0
