@@ -13,7 +13,7 @@ from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 SETTINGS = dict(n_rollouts=2, per_device_train_batch_size=2, max_new_tokens=12, use_cpu=True, lora_rank=4, lora_vision=True, tokens_per_forward=1,
                 save_steps=1, optim="sgd", learning_rate=2., warmup_steps=0)
-RUNS = dict(kl=dict(beta=.05, gradient_checkpointing=True), dead={}, four=dict(beta=.05, quantise=4))
+RUNS = dict(kl=dict(beta=.05, gradient_checkpointing=True), no_signal={}, four=dict(beta=.05, quantise=4))
 
 class Waits(RubricJudge):
     "The reference would run in a thread beside it"
