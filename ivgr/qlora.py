@@ -48,7 +48,7 @@ class LoraSettings:
             raise InputError(f"lora dropout={self.dropout}: a share from 0 to below 1 is needed")
 
 def linear_layers(
-    part: nn.Module,
+    part: nn.Module,  # Of a model
 ) -> set[nn.Linear]:
     "The linear layers in a part of a model, quantised ones included"
     return {module for module in part.modules() if isinstance(module, nn.Linear)}
@@ -117,7 +117,7 @@ def add_lora(
 
 # %% ../nbs/train/qlora.ipynb #c917c843
 def has_learned(
-    model: PeftModel,
+    model: PeftModel,  # With an adapter
 ) -> bool:
     "Is the adapter's B no longer zero?"
     return any(weight.any() for name, weight in model.named_parameters() if "lora_B" in name)

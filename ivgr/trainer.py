@@ -289,7 +289,7 @@ def log(self: DualStreamTrainer,
 
 @patch
 @contextmanager
-def timed(self: DualStreamTrainer, name: str):
+def timed(self: DualStreamTrainer, name: str):  # What the log calls it
     "Inside: note the seconds that pass as `time/name`"
     start = time.perf_counter()
     yield

@@ -215,7 +215,10 @@ def demonstrated_stream(
     return Stream.TEXTUAL if is_paired(source) else Stream.UNPAIRED
 
 # %% ../../nbs/data/conversations.ipynb #04faf487
-def first_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
+def first_of(
+    names: Sequence[str],    # The better one first
+    columns: Iterable[str],  # Of a data set
+) -> str | None:             # None: there is none of them
     "The first of these names that is a column"
     return next((name for name in names if name in columns), None)
 

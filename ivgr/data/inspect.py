@@ -86,20 +86,24 @@ def summary_cell(
     "A cell of the survey's table"
     return summarise(values) if values else "–"
 
-def extent(values: Sequence[int]) -> str:
+def extent(
+    values: Sequence[int],  # At least one
+) -> str:
     "The smallest and the largest, or the only one"
     low = min(values)
     high = max(values)
     return f"{low} to {high}" if low < high else f"{low}"
 
-def median_size(sizes: Sequence[tuple[int, int]]) -> str:
+def median_size(
+    sizes: Sequence[tuple[int, int]],  # Width and height of each image
+) -> str:
     "Median width and median height"
     width, height = (median(sides) for sides in zip(*sizes))
     return f"{width:.0f} x {height:.0f}"
 
 def source_cells(
     name: str,             # Of the source
-    source: SourceSurvey,
+    source: SourceSurvey,  # What was counted
 ) -> list:                 # A cell for each column of the table
     "One source as a row of the survey's table"
     images = summary_cell(source.images, extent)
@@ -109,7 +113,7 @@ def source_cells(
     return [name, source.kind, source.rows, source.bad, images, boxes, size, area]
 
 def problem_lines(
-    summary: Survey,
+    summary: Survey,  # Of a data set
     most: int = 5,  # Problems that are listed
 ) -> list[str]:     # Markdown
     "How many rows can't be used, and what is wrong with the first of them"
@@ -201,7 +205,7 @@ def choose_rows(
 
 # %% ../../nbs/data/inspect.ipynb #9ec0b94b
 def panel_title(
-    sample: Sample,
+    sample: Sample, # That is drawn
     k: int,         # Which of its images
 ) -> str:
     "Source, stream where it is the unpaired one, and number of the image where there are several"

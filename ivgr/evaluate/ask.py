@@ -192,8 +192,8 @@ def make_batches(
 # %% ../../nbs/evaluate/ask.ipynb #40903222
 class Job(NamedTuple):
     "A sample, and the instructions with which it is asked in one pass"
-    sample: Sample
-    streams: list[Stream]
+    sample: Sample         # What is asked
+    streams: list[Stream]  # Whose instructions
 
 def _encode_jobs(policy, jobs, numbers):
     "The query of jobs about the same images; its suffixes have the keys (number of the job, stream)"

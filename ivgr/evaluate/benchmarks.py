@@ -633,9 +633,9 @@ def read_run(
 @dataclass
 class BoardRun:
     "One policy's replies to one benchmark"
-    policy: str
-    benchmark: str
-    rows: list[dict]
+    policy: str       # As its run names it
+    benchmark: str    # Name
+    rows: list[dict]  # From `evaluate`
 
     def __post_init__(self):
         self.scores = benchmark_scores(self.benchmark, self.rows)  # for each mode

@@ -86,12 +86,12 @@ class IvgrPolicy(lmms):
             write_jsonl(self.log, self.rows)
         return [final_answer(row) for row in rows]
 
-    def loglikelihood(self, requests):
+    def loglikelihood(self, requests):  # From the harness
         "Not to be had"
         raise InputError("this task compares likelihoods of given answers, but the policy reasons before it "
                          "answers: choose a task that generates")
 
-    def generate_until_multi_round(self, requests):
+    def generate_until_multi_round(self, requests):  # From the harness
         "Not to be had"
         raise InputError("this task has several rounds, and the policy answers one: choose another task")
 

@@ -262,7 +262,7 @@ def _draw_shares(ax, shares, window):
 # %% ../../nbs/evaluate/plots.ipynb #9d1394cd
 class Panel(NamedTuple):
     "One small plot"
-    title: str
+    title: str               # Above it
     label: str               # Of the y axis
     top: float | None        # Upper end of the y axis; None: as the data has it
     draw: Callable           # Draws on an axis

@@ -84,7 +84,7 @@ def env_setting(
 
 # %% ../../nbs/serve/client.ipynb #99333da0
 def is_whole(
-    value: Any,
+    value: Any,  # As it came from outside
     low: int,    # Smallest allowed value
 ) -> bool:       # False for booleans
     "Is it a whole number of at least `low`?"

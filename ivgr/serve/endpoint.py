@@ -150,7 +150,7 @@ class EndpointJudge(Endpoint):
     async def ask_pair(
         self,
         client,                   # From `run_workers`
-        pair: Pair,
+        pair: Pair,               # What is judged
         retries: int|None = None, # None: as set
     ) -> float|None:              # None: missing
         "One reply's score"
@@ -187,7 +187,7 @@ def _known(self: EndpointJudge, keys):
 def keep(
     self: EndpointJudge,
     key: bytes,    # Of a pair
-    score: float,
+    score: float,  # In [0, 1]
 ) -> None:
     "Store a score"
     try:
@@ -200,7 +200,7 @@ class JudgeCall:
     "One call of the judge: the replies so far, and how many have failed in a row"
     def __init__(
         self,
-        judge: EndpointJudge,
+        judge: EndpointJudge,        # Who asks
         todo: dict[bytes, Pair],     # Pairs without a score, by key
         scores: dict[bytes, float],  # By key; filled in
     ):
@@ -216,7 +216,7 @@ class JudgeCall:
         "Have too many replies failed in a row?"
         return self.failed_in_a_row >= self.most_failures
 
-    def add(self, key, score):
+    def add(self, key, score):  # Of a pair; None: the reply failed
         "Take in the score of a reply; the last reply of a pair makes the pair's score"
         replies = self.replies[key]
         replies.append(score)
@@ -225,7 +225,7 @@ class JudgeCall:
             self.scores[key] = math.fsum(replies) / len(replies)
             self.judge.keep(key, self.scores[key])
 
-    async def work(self, client, jobs, retries=None):
+    async def work(self, client, jobs, retries=None):  # `jobs`: keys and pairs, shared by all workers
         "A worker: ask for one reply after the other"
         for key, pair in jobs:
             if self.has_given_up:
@@ -234,7 +234,7 @@ class JudgeCall:
                 continue  # another reply of this pair has failed
             self.add(key, await self.judge.ask_pair(client, pair, retries))
 
-    async def ask_all(self, was_down):
+    async def ask_all(self, was_down):  # Whether the last call got no score
         "Ask for every reply, after a trial where the server was down"
         n = self.judge.n_replies
         jobs = ((key, pair) for key, pair in self.todo.items() for _ in range(n))
@@ -245,7 +245,7 @@ class JudgeCall:
                 self.failed_in_a_row = self.most_failures
         await self.judge.run_workers(partial(self.work, jobs=jobs), n * len(self.todo))
 
-    async def run(self, was_down):
+    async def run(self, was_down):  # Whether the last call got no score
         "Fill in the scores within the budget, and count the pairs that were not asked"
         budget = self.judge.config.budget
         try:

@@ -65,7 +65,7 @@ def seen_images(
     return images
 
 def data_url(
-    image: Image.Image,
+    image: Image.Image, # As it is sent
 ) -> str:               # Holds the whole image, as PNG
     "The address of an image that is sent inside a request"
     file = BytesIO()
@@ -195,7 +195,7 @@ class RolloutServer(Endpoint):
     "Samples a policy on an OpenAI-compatible server; takes the place of `sample_rollouts`"
     def __init__(
         self,
-        config: RolloutConfig,
+        config: RolloutConfig,  # Where the server is
         folder: str|Path,       # For adapters, where the settings name none
     ):
         super().__init__(config)

@@ -162,7 +162,7 @@ def share_seen(
 
 # %% ../../nbs/train/curriculum.ipynb #242fe5b7
 def colour_embeddings(
-    policy: Policy,
+    policy: Policy,  # Whose embeddings
 ) -> Tensor:         # `(8, D)`
     "The language model's embeddings of the words for the colours"
     inner, _ = backbone(policy.model)
@@ -201,7 +201,10 @@ def learn_to_see(
 # %% ../../nbs/train/curriculum.ipynb #1c23dd11
 LEADS = ("What colour is the top of the", "Is the")  # How the two kinds of question come to the tile's colour
 
-def token_ids(policy: Policy, text: str) -> list[int]:
+def token_ids(
+    policy: Policy,  # Whose tokenizer
+    text: str,       # Any
+) -> list[int]:
     "Tokens of a text, without special ones around it"
     return policy.tokenizer(text, add_special_tokens=False)["input_ids"]
 

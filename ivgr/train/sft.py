@@ -101,12 +101,12 @@ class PackedExample(NamedTuple):
 
 class TokenizedDemonstration(NamedTuple):
     "A demonstration as tokens, without the prefix that it shares"
-    demonstration: Demonstration
+    demonstration: Demonstration  # What it is made from
     suffix: list[int]      # The rest of its prompt
     completion: list[int]  # The reply and the end token
 
 def prompt_key(
-    demonstration: Demonstration,
+    demonstration: Demonstration,  # Any
 ) -> tuple[str, Stream]:    # The same for demonstrations that share their whole prompt
     "What is asked, and how"
     return demonstration.sample.id, demonstration.stream
@@ -179,7 +179,7 @@ def pack_demonstrations(
 # %% ../../nbs/train/sft.ipynb #70151695
 def add_to(
     totals: dict[str, float],  # Changed
-    values: dict[str, float],
+    values: dict[str, float],  # To add
 ) -> None:
     "Add named numbers to others of the same names"
     for name, value in values.items():
@@ -238,7 +238,7 @@ def frame_for(
 
 def prompt_ids(
     policy: Policy,                # Whose prompts and chat template
-    demonstration: Demonstration,
+    demonstration: Demonstration,  # Whose question
 ) -> list[int]:                    # With one token for each image, which the model is given more of
     "The prompt of a demonstration as tokens"
     turns = messages(demonstration.sample, demonstration.stream, policy.prompts)
