@@ -97,7 +97,7 @@ def card_lines(
     epochs = f", {log[-1]['epoch']:.2f} passes over it." if log else "."
     updates = [f"{log[-1]['step']} updates."] if log else []
     settings = changed_settings(run, DualStreamConfig if rl else ColdStartConfig)
-    of = "replies sampled in training:" if rl else "the loss of a demonstration's tokens in nats:"
+    of = "on replies sampled in training:" if rl else "the loss of a demonstration's tokens in nats:"
     results = result_lines(log, RL_RESULTS if rl else SFT_RESULTS, part)
     limits = [line.format(judge=run.get("judge")) for line in (RL_LIMITS if rl else SFT_LIMITS)]
     return [
