@@ -38,7 +38,8 @@ _SHORTCUT = re.compile(r"""\s*(?:
     (?:please\s+)?answer\s+(?:with\s+)?(?:the\s+)?option(?:['’]s)?\s+letter
         (?:\s+from\s+the\s+given\s+choices)?\s+directly
   | (?:please\s+)?answer\s+directly\s+with\s+
-        (?:only\s+the\s+letter\s+of\s+the\s+correct\s+option\s+and\s+nothing\s+else|a\s+single\s+word\s+or\s+number)
+        (?:only\s+the\s+letter\s+of\s+the\s+correct\s+option\s+and\s+nothing\s+else
+         | a\s+single\s+word\s+or\s+number)
   | (?:please\s+)?answer\s+the\s+question\s+using\s+a\s+single\s+word\s+or\s+phrase
   | (?:please\s+)?(?:answer|respond)\s+with\s+only\s+the\s+letter
         (?:\s*\([A-F,\s]*(?:or\s+[A-F])?\))?(?:\s+of\s+the\s+correct\s+option)?

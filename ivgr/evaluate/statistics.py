@@ -65,7 +65,8 @@ def bootstrap(
     return low, high
 
 # %% ../../nbs/evaluate/statistics.ipynb #63ae8f91
-_DEFAULTS: dict[str, Any] = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="")  # what older results may lack
+# what older results may lack
+_DEFAULTS: dict[str, Any] = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="")
 
 def checked_results(
     results: Iterable[Mapping],  # Rows, possibly of an older version
