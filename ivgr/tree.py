@@ -434,7 +434,9 @@ class _Scored(NamedTuple):
 
 def _scored_tokens(trees: Sequence[Tree], counts: Sequence[int], L: int, device: torch.device) -> _Scored:
     "Find the tokens of the last nodes of each tree, and those that predict them"
-    sources, targets, lengths = [], [], []
+    sources = []
+    targets = []
+    lengths = []  # of the scored nodes
     for b, (tree, count) in enumerate(zip(trees, counts)):
         starts = [b*L + start for start in tree.starts]
         ends = [b*L + end for end in tree.ends]
