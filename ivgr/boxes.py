@@ -52,7 +52,7 @@ def _refuse_improper(boxes):
         box = boxes[i].tolist()
         raise InputError(f"box {i} is {box}: x1 < x2 and y1 < y2 and finite numbers are needed")
 
-# %% ../nbs/01_boxes.ipynb #48cdff8d
+# %% ../nbs/01_boxes.ipynb #7d469f6a
 def is_four_numbers(
     box: Any,  # Anything
 ) -> bool:     # Their order is not checked
@@ -142,7 +142,7 @@ def _padded_iou(replies, targets):
     n_rows = max(map(len, replies), default=0) + 1
     iou = targets.new_zeros(len(replies), n_rows, len(targets))
     is_box = torch.arange(n_rows) < _lengths(replies)[:, None]
-    boxes = as_boxes(list(chain.from_iterable(replies)))
+    boxes = as_boxes(list(chain.from_iterable(replies)), proper=False)  # checked already
     iou[is_box] = _iou(boxes, targets)
     return iou
 
@@ -153,7 +153,7 @@ def _check_counts(n_invalid, n_replies):
         if not isinstance(n, Integral) or n < 0:
             raise InputError(f"n_invalid={n!r}: the number of unusable boxes is needed, 0 or more")
 
-# %% ../nbs/01_boxes.ipynb #85b1ddc2
+# %% ../nbs/01_boxes.ipynb #97b161c0
 def box_reward(
     pred: Any,           # `(M, 4)` predicted boxes in the order written; none are worth 0
     gt: Any,             # `(N, 4)` true boxes in the same frame, at least one
