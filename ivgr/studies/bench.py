@@ -39,7 +39,8 @@ from ..needle import NeedleConfig, attribute_question, make_scene, render
 from ..policy import Policy, load_policy, save_policy
 from ..prompts import messages
 from ..qlora import LoraSettings, add_lora, lora_targets
-from ..tools.plan import MODELS, Planner, Workload, outline, qwen3_vl, weight_bytes
+from ..tools.plan import Planner
+from ..tools.probe import MODELS, Workload, outline, qwen3_vl, weight_bytes
 from ..train.tiny import TINY_PROMPTS, tiny_tokenizer
 from ..trainer import DualStreamConfig, DualStreamTrainer
 from ..tree import Query, backbone

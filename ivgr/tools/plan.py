@@ -32,7 +32,7 @@ from ivgr.tools.probe import (
 from ..trainer import DualStreamConfig
 from ..tree import backbone
 
-# %% ../../nbs/tools/plan.ipynb #ef47b2bf
+# %% ../../nbs/tools/plan.ipynb #a5925adc
 class Planner(Probe):
     "Plans for one model"
     def learned_bytes(
@@ -64,7 +64,7 @@ class Planner(Probe):
         memory["reference"] = weights if load.beta and not load.lora_rank else 0
         return memory
 
-# %% ../../nbs/tools/plan.ipynb #80aea93d
+# %% ../../nbs/tools/plan.ipynb #2e3ca8cd
 class Rows(NamedTuple):
     "Rows of tokens, each with an image of its own"
     count: int     # Rows
@@ -122,7 +122,7 @@ def largest_moment(
     present = [{name: size for name, size in moment.items() if size} for moment in moments]
     return max(present, key=lambda moment: sum(moment.values()))
 
-# %% ../../nbs/tools/plan.ipynb #a1cace28
+# %% ../../nbs/tools/plan.ipynb #37fabd3c
 @patch
 def cache_bytes(
     self: Planner,
@@ -161,7 +161,7 @@ def sampling(
         decoding | {"layer at work": step.forward - step.kept},
         decoding | {"logits": self.choice(load, n*rows.rollouts).forward})
 
-# %% ../../nbs/tools/plan.ipynb #c163644d
+# %% ../../nbs/tools/plan.ipynb #47cb46aa
 class Scoring(NamedTuple):
     "What scoring one microbatch of replies needs"
     prompts: int    # Mask, ids and positions
@@ -205,7 +205,7 @@ def reference(
         {"prompts": prompts, "vision tower": s.pixels + s.features, "layer at work": s.language.forward},
         {"prompts": prompts, "hidden states": s.hidden, "logits": s.head.forward})
 
-# %% ../../nbs/tools/plan.ipynb #f68db669
+# %% ../../nbs/tools/plan.ipynb #a80abae4
 class Gradients(NamedTuple):
     "Bytes of gradients, from the first moment of the backward to the last"
     start: int   # Before the backward: those of earlier microbatches
@@ -333,7 +333,7 @@ def vision_flops(
     linear = 2.*(of_patches*t.patches + of_tokens*t.image)
     return Flops(images*linear, images*(4.*self.tower.hidden_size*pairs))
 
-# %% ../../nbs/tools/plan.ipynb #cc6ff516
+# %% ../../nbs/tools/plan.ipynb #24a187b7
 @patch
 def flops(
     self: Planner,
@@ -411,7 +411,7 @@ def plan(
     unshared = self.flops(replace(load, share_prefix=False))
     return Plan(load, tokens(self.config, load), self.phases(load), self.flops(load), unshared)
 
-# %% ../../nbs/tools/plan.ipynb #90d35b94
+# %% ../../nbs/tools/plan.ipynb #70c0c29e
 def _row(name, cells):
     return f"{name:16}" + "".join(f"{cell:>12}" for cell in cells)
 
@@ -480,7 +480,7 @@ def largest(
     self: Planner,
     load: Workload,                 # From which one setting at a time is changed
     cards: Sequence[float] = CARDS, # GB
-) -> dict[float, dict[str, int|None]]: # By card and setting: the largest step of its ladder that fits, or None
+) -> dict[float, dict[str, int|None]]: # By card and setting: the largest step that fits, or None
     "How far can each setting be raised, the others as they are?"
     @lru_cache(None)
     def peak(name, value):
