@@ -9,7 +9,7 @@ __all__ = ['PHASES', 'SIZES', 'ANY_SIZE', 'SETTINGS', 'ARMS', 'GPU', 'BASE', 'SU
            'trl_reader', 'trl_settings', 'trl_lora', 'build_trl', 'peaks_by_phase', 'step_with_peaks', 'by_phase',
            'measure_step', 'build_arm', 'environment', 'read_steps', 'turns', 'Progress', 'run_case', 'vary',
            'gpu_cases', 'Result', 'join_sampling', 'summarise_steps', 'results', 'case_text', 'result_text',
-           'workload_of', 'work', 'draw_sweep', 'Limits', 'limits', 'limit_text']
+           'case_workload', 'work', 'draw_sweep', 'Limits', 'limits', 'limit_text']
 
 # %% ../../nbs/studies/bench.ipynb #ec89e883
 import gc
@@ -694,7 +694,7 @@ def result_text(
 QUESTION = 17    # Tokens of a question in the words of the tiny policy
 INSTRUCTION = 11 # Tokens of an instruction
 
-def workload_of(
+def case_workload(
     case:Case, # What was measured
     arm:str,   # In `ARMS`
 )->Workload:   # Nothing is computed again
@@ -719,7 +719,7 @@ def work(
     arm:str,   # In `ARMS`
 )->dict[str, float]: # Floating point operations by phase
     "The arithmetic that a case needs"
-    return Planner(size_config(case.policy)).flops(workload_of(case, arm))
+    return Planner(size_config(case.policy)).flops(case_workload(case, arm))
 
 # %% ../../nbs/studies/bench.ipynb #961712c4
 LABELS = dict(shared="iVGR, shared", unshared="iVGR, unshared", trl="TRL")
@@ -764,7 +764,7 @@ def limits(
         raise InputError(f"no limits are known for {device!r}: add its bandwidth and bf16 peak to "
                          "ivgr.studies.bench.SPECS")
     bandwidth, peak = specs[0]
-    held = weight_bytes(outline(size_config(case.policy)), workload_of(case, arm))
+    held = weight_bytes(outline(size_config(case.policy)), case_workload(case, arm))
     head = held["head"] or held["embeddings"]  # a tied head is the table
     read = held["linear"]+held["other"]+head
     return Limits((case.length-1)*read/bandwidth, work(case, arm)["update"]/peak)

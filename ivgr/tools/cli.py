@@ -620,7 +620,8 @@ def workload_flags(
     parser:argparse.ArgumentParser, # Of `ivgr plan`
 )->None:
     "Add the fields of a workload, spelt as in `ivgr train`, with dashes, and as they once were"
-    from ivgr.tools.plan import OLD_FLAGS, Workload
+    from ivgr.tools.plan import OLD_FLAGS
+    from ivgr.tools.probe import Workload
     comments = docments(Workload)
     for f in fields(Workload):
         spellings = [f"--{f.name}", f"--{f.name.replace('_', '-')}"]
@@ -652,7 +653,8 @@ def run_plan(
     argv:Sequence[str], # Flags
 )->None:
     "`ivgr plan`"
-    from ivgr.tools.plan import Planner, Workload, largest_text, plan_text, read_config
+    from ivgr.tools.plan import Planner, largest_text, plan_text
+    from ivgr.tools.probe import Workload, read_config
     flags = plan_parser().parse_args(argv)
     planner = Planner(read_config(flags.model))
     workload = read_fields(flags, Workload, field_names(Workload))
