@@ -287,7 +287,7 @@ def test_missing_neither_helps_nor_hurts(parts, rng):
     rng.shuffle(order)
     assert torch.allclose(totals([Reward(full[i]) for i in order]), r[order], atol=1e-6)
 
-def test_totals_of_the_single_stream():
+def test_totals_of_the_unpaired_stream():
     assert totals([Reward(dict(format=1., accuracy=1.))], UNPAIRED_WEIGHTS).tolist() == [2.5]
 
 def test_a_part_left_out_counts_as_missing():
