@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'JUDGE_NAMES', 'LABELS', 'RUBRIC', 'Pair', 'Judge', 'nearest', 'check_pairs', 'ask_judge', 'Facts',
            'merge_facts', 'without_boxes', 'read_facts', 'possible', 'contradicts', 'rubric_score', 'facts_of',
-           'RubricJudge', 'judge_messages', 'read_label', 'expected_score']
+           'RubricJudge', 'judge_messages', 'read_label', 'mean_score', 'expected_score']
 
 # %% ../nbs/05_judge.ipynb #3766413d
 import json
@@ -279,6 +279,16 @@ def read_label(
     return LABELS.get(reply.strip())
 
 # %% ../nbs/05_judge.ipynb #c5bd6edf
+def mean_score(
+    mass: Mapping[str, float],  # Probability of each label
+    min_mass: float = .5,       # Least probability of all labels together
+) -> float|None:                # In [0, 1]; None: too little probability is on labels
+    "Mean score of the labels, weighted by their probabilities"
+    total = sum(mass.values())
+    if not 0 < total <= 1.01 or total < min_mass:
+        return None
+    return sum(LABELS[label] * p for label, p in mass.items()) / total
+
 def expected_score(
     top: Sequence[Mapping],  # The likeliest first tokens, each with `token` and `logprob`
 ) -> float|None:             # In [0, 1]; None: less than half of the probability is on labels
@@ -288,7 +298,4 @@ def expected_score(
         label = entry["token"].strip()
         if label in LABELS:
             mass[label] += math.exp(entry["logprob"])
-    total = sum(mass.values())
-    if not .5 <= total <= 1.01:
-        return None
-    return sum(LABELS[label] * p for label, p in mass.items()) / total
+    return mean_score(mass)

@@ -7,7 +7,6 @@ __all__ = ['JUDGE_PROMPT', 'ask_text', 'label_tokens', 'label_probs', 'PolicyJud
 
 # %% ../../nbs/serve/policy_judge.ipynb #976df638
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import InputError
-from ..judge import JUDGE_NAMES, LABELS, Judge, Pair, RubricJudge, check_pairs, without_boxes
+from ..judge import JUDGE_NAMES, LABELS, Judge, Pair, RubricJudge, check_pairs, mean_score, without_boxes
 from ..policy import Policy, frozen_base
 from .endpoint import EndpointConfig, EndpointJudge
 from ..tree import backbone
@@ -112,7 +111,6 @@ class PolicyJudge:
         self.prompt = prompt
         self.min_mass = min_mass
         self.labels = label_tokens(policy.tokenizer)
-        self.scores = torch.tensor(list(LABELS.values()))
 
     def tokens(
         self,
@@ -130,13 +128,7 @@ class PolicyJudge:
         probs: Tensor,         # `(B, 4)` probabilities of the labels
     ) -> list[float|None]:     # In [0, 1]; None where the mass is too small, or nan
         "Expected score of each row"
-        mass = probs.sum(1)
-        expected = (probs @ self.scores / mass).clamp(0, 1)
-        scores = []
-        for m, score in zip(mass.tolist(), expected.tolist()):
-            is_sure = m >= self.min_mass and not math.isnan(score)
-            scores.append(score if is_sure else None)
-        return scores
+        return [mean_score(dict(zip(LABELS, row)), self.min_mass) for row in probs.tolist()]
 
     def __call__(
         self,
