@@ -135,18 +135,18 @@ def test_processes_unpack_once(tmp_path):
 def test_killed_while_unpacking(tmp_path, home, monkeypatch):
     "What a killed process leaves is not taken for the whole; a disk that is full is not taken for a broken archive"
     archive = _archive(tmp_path/'images.tar.gz')
-    real = tarfile.TarFile.extract
+    real = tarfile.TarFile.extractfile
     def killed(self, member, *a, **kw):
         if member.name.endswith('20.bin'): os._exit(9)
         return real(self, member, *a, **kw)
     def full(self, member, *a, **kw): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(tarfile.TarFile, 'extract', killed)
+    monkeypatch.setattr(tarfile.TarFile, 'extractfile', killed)
     child = multiprocessing.get_context('fork').Process(target=unpack, args=(archive,))
     child.start(); child.join(60)
     assert child.exitcode==9 and [p.suffix for p in home.iterdir() if p.is_dir()]==['.partial']
-    monkeypatch.setattr(tarfile.TarFile, 'extract', full)
+    monkeypatch.setattr(tarfile.TarFile, 'extractfile', full)
     with pytest.raises(OSError, match='No space left'): unpack(archive)
-    monkeypatch.setattr(tarfile.TarFile, 'extract', real)
+    monkeypatch.setattr(tarfile.TarFile, 'extractfile', real)
     assert len(list(unpack(archive).rglob('*.bin')))==50 and [p.suffix for p in home.iterdir() if p.is_dir()]==['']
 
 def test_lack_of_room_is_an_error_before_unpacking(tmp_path, home, monkeypatch):
@@ -175,6 +175,85 @@ def test_nothing_lands_outside(tmp_path, home, kind, name):
     else: assert [p.resolve().is_relative_to(home.resolve()) for p in made]==[True]
     everywhere = [p for p in tmp_path.rglob('*.bin') if not p.is_relative_to(home)]+[p for p in (Path('/ivgr-out.bin'),) if p.exists()]
     assert everywhere==[]
+
+def _tar(path, members, mode='w:gz'):
+    "An archive of `(name, kind, content or where a link leads)`"
+    with tarfile.open(path, mode) as tar:
+        for name,kind,content in members:
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            if kind==tarfile.REGTYPE: member.size = len(content)
+            elif content: member.linkname = content
+            tar.addfile(member, io.BytesIO(content) if kind==tarfile.REGTYPE else None)
+    return path
+
+def _escape(path, out):
+    "What `filter='data'` of Python 3.10 and 3.11 lets through: links upon links, until `realpath` gives up (CVE-2025-4517)"
+    component,members,here = 'd'*247,[],''
+    for i in 'abcdefghijklmnop':
+        members += [(f'{here}{component}', tarfile.DIRTYPE, None), (f'{here}{i}', tarfile.SYMTYPE, component)]
+        here += f'{component}/'
+    chain = '/'.join('abcdefghijklmnop')
+    members += [(f'{chain}/{"l"*254}', tarfile.SYMTYPE, '../'*16), ('escape', tarfile.SYMTYPE, f'{chain}/{"l"*254}/{"../"*12}{str(out)[1:]}'),
+                ('hard', tarfile.LNKTYPE, 'escape/secret'), ('hard', tarfile.REGTYPE, b'bad'), ('escape/out.bin', tarfile.REGTYPE, b'bad'),
+                ('pipe', tarfile.FIFOTYPE, None), ('images/0.bin', tarfile.REGTYPE, b'good')]
+    return _tar(path, members)
+
+def test_links_are_left_out(tmp_path, home, capsys):
+    "No link is ever made, so nothing can be written or read through one; they are counted and told"
+    out = tmp_path/'victim'
+    out.mkdir()
+    (out/'secret').write_bytes(b'kept')
+    folder = unpack(_escape(tmp_path/'images.tar.gz', out))
+    assert sorted(p.name for p in out.iterdir())==['secret'] and (out/'secret').read_bytes()==b'kept'
+    assert not any(p.is_symlink() or p.stat().st_nlink>1 for p in folder.rglob('*') if not p.is_dir())
+    assert (folder/'images/0.bin').read_bytes()==b'good' and (folder/'escape').is_dir()
+    assert '20 members that are links, devices or the like were left out' in capsys.readouterr().err
+    with zipfile.ZipFile(tmp_path/'images.zip', 'w') as z:
+        link = zipfile.ZipInfo('escape')
+        link.external_attr = 0o120777<<16
+        z.writestr(link, str(out))
+        z.writestr('0.bin', b'good')
+    assert [p.name for p in unpack(tmp_path/'images.zip').iterdir()]==['0.bin']
+
+@pytest.mark.parametrize('kind', ['tar', 'gz', 'bz2', 'xz', 'zip'])
+def test_bombs_are_refused(tmp_path, home, monkeypatch, kind):
+    "Too much of anything: little that becomes much, more than the disk has, more members than any data set"
+    def archive(name, *contents):
+        path = tmp_path/f'{name}.{"zip" if kind=="zip" else "tar"}'
+        if kind!='zip': return _tar(path, [(f'{i}', tarfile.REGTYPE, c) for i,c in enumerate(contents)], 'w' if kind=='tar' else f'w:{kind}')
+        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+            for i,c in enumerate(contents): z.writestr(f'{i}', c)
+        return path
+    noise = [random.Random(i).randbytes(300_000) for i in range(9)]
+    if kind!='tar':
+        for contents in ([bytes(30*2**20)], [*noise[:1], *[bytes(2**23)]*9]):
+            with pytest.raises(InputError, match="can't be unpacked .* become.* look at what it holds"): unpack(archive('bomb', *contents))
+    assert len(list(unpack(archive('zeros', bytes(2**20))).iterdir()))==1       # small enough to do no harm
+    good = archive('good', *noise)
+    with monkeypatch.context() as m:
+        m.setattr('ivgr.data.files.MAX_MEMBERS', 8)
+        with pytest.raises(InputError, match='more than 8 members'): unpack(good)
+    with monkeypatch.context() as m:
+        m.setattr('ivgr.data.files._check_space', lambda *a: None)
+        m.setattr('ivgr.data.files.shutil.disk_usage', lambda p: type('', (), dict(free=9*300_000-1))())
+        with pytest.raises(InputError, match='only 0.0 are free'): unpack(good)
+    assert len(list(unpack(good).iterdir()))==9
+    assert [p for p in home.iterdir() if p.suffix=='.partial']==[]
+
+def test_headers_are_bounded(tmp_path, home):
+    "A header of 1 GB would be read into memory at once; a size below nothing would be read for ever"
+    member = tarfile.TarInfo('x')
+    member.type,member.size = tarfile.GNUTYPE_LONGNAME,2**30
+    (tmp_path/'long.tar').write_bytes(member.tobuf()+bytes(2**20))
+    with pytest.raises(InputError, match='a header of 1073741824 bytes'): unpack(tmp_path/'long.tar')
+    for kind in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.SYMTYPE):
+        member = tarfile.TarInfo('x')
+        member.type,member.size = kind,-512
+        (tmp_path/'negative.tar').write_bytes(member.tobuf(tarfile.GNU_FORMAT)+bytes(10240))
+        with pytest.raises(InputError, match="can't be unpacked"): unpack(tmp_path/'negative.tar')
+    _tar(tmp_path/'clash.tar', [('a', tarfile.REGTYPE, b'1'), ('a/b', tarfile.REGTYPE, b'2')], 'w')
+    with pytest.raises(InputError, match="can't be unpacked .*a"): unpack(tmp_path/'clash.tar')
 
 def test_a_new_archive_is_unpacked_anew(tmp_path, home):
     archive = _archive(tmp_path/'images.tar.gz', 2)
