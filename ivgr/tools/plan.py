@@ -32,12 +32,12 @@ from ivgr.tools.probe import (
 from ..trainer import DualStreamConfig
 from ..tree import backbone
 
-# %% ../../nbs/tools/plan.ipynb #a5925adc
+# %% ../../nbs/tools/plan.ipynb #ef47b2bf
 class Planner(Probe):
     "Plans for one model"
     def learned_bytes(
         self,
-        load: Workload,
+        load: Workload,  # A step
     ) -> int:            # Of the parameters that learn; as many again are gradients
         "Bytes of adapters, or of all weights"
         def count():
@@ -64,10 +64,10 @@ class Planner(Probe):
         memory["reference"] = weights if load.beta and not load.lora_rank else 0
         return memory
 
-# %% ../../nbs/tools/plan.ipynb #2e3ca8cd
+# %% ../../nbs/tools/plan.ipynb #80aea93d
 class Rows(NamedTuple):
     "Rows of tokens, each with an image of its own"
-    count: int     # Rows
+    number: int    # Of rows
     prompt: int    # Prompt tokens of a row
     rollouts: int  # Rollouts of a row
     length: int    # Tokens of a row with its replies
@@ -75,12 +75,12 @@ class Rows(NamedTuple):
     @property
     def prompt_bytes(self) -> int:
         "Mask, ids and positions of the prompts"
-        return self.count*self.prompt*(self.prompt + 32)
+        return self.number*self.prompt*(self.prompt + 32)
 
     @property
     def row_bytes(self) -> int:
         "Mask, ids and positions of the whole rows"
-        return self.count*self.length*(self.length + 32)
+        return self.number*self.length*(self.length + 32)
 
 @patch
 def rows(
@@ -104,7 +104,7 @@ def rows(
 @patch
 def image_bytes(
     self: Planner,
-    load: Workload,
+    load: Workload,  # A step
 ) -> tuple[int, int]:
     "Bytes of one image's patches, and of what the vision tower hands over"
     t = tokens(self.config, load)
@@ -122,11 +122,11 @@ def largest_moment(
     present = [{name: size for name, size in moment.items() if size} for moment in moments]
     return max(present, key=lambda moment: sum(moment.values()))
 
-# %% ../../nbs/tools/plan.ipynb #37fabd3c
+# %% ../../nbs/tools/plan.ipynb #a1cace28
 @patch
 def cache_bytes(
     self: Planner,
-    load: Workload,
+    load: Workload,  # A step
     rows: int,        # Sequences
     length: int,      # Tokens of each
 ) -> int:
@@ -143,7 +143,7 @@ def sampling(
     batch = load.per_device_train_batch_size
     together = min(batch, load.queries_per_sampling or batch)
     rows = self.rows(load, together, streams=1)
-    n = rows.count
+    n = rows.number
     pixels, features = self.image_bytes(load)
     hidden = n*rows.prompt*self.text.hidden_size*load.itemsize  # last hidden states of all prompts
     prompt_cache = self.cache_bytes(load, n, rows.prompt)
@@ -161,16 +161,16 @@ def sampling(
         decoding | {"layer at work": step.forward - step.kept},
         decoding | {"logits": self.choice(load, n*rows.rollouts).forward})
 
-# %% ../../nbs/tools/plan.ipynb #47cb46aa
+# %% ../../nbs/tools/plan.ipynb #c163644d
 class Scoring(NamedTuple):
     "What scoring one microbatch of replies needs"
     prompts: int    # Mask, ids and positions
     pixels: int     # Patches of all images
     features: int   # What the vision tower hands over
     hidden: int     # Last hidden states
-    vision: Cost
-    language: Cost
-    head: Cost
+    vision: Cost    # Of the tower
+    language: Cost  # Of the language model
+    head: Cost      # Of its head
 
 @patch
 def scoring(
@@ -181,15 +181,15 @@ def scoring(
     "Costs of scoring one microbatch"
     t = tokens(self.config, load)
     rows = self.rows(load, t.queries, load.n_streams)
-    n_tokens = rows.count*rows.length
+    n_tokens = rows.number*rows.length
     pixels, features = self.image_bytes(load)
     return Scoring(
         prompts=rows.row_bytes,
-        pixels=pixels*rows.count,
-        features=features*rows.count,
+        pixels=pixels*rows.number,
+        features=features*rows.number,
         hidden=n_tokens*self.text.hidden_size*load.itemsize,
-        vision=self.vision(load, rows.count, train and load.vision_learns),
-        language=self.language(load, rows.count, rows.length, train),
+        vision=self.vision(load, rows.number, train and load.vision_learns),
+        language=self.language(load, rows.number, rows.length, train),
         head=self.head(load, n_tokens, t.queries*t.scored, train))
 
 @patch
@@ -205,7 +205,7 @@ def reference(
         {"prompts": prompts, "vision tower": s.pixels + s.features, "layer at work": s.language.forward},
         {"prompts": prompts, "hidden states": s.hidden, "logits": s.head.forward})
 
-# %% ../../nbs/tools/plan.ipynb #a80abae4
+# %% ../../nbs/tools/plan.ipynb #f68db669
 class Gradients(NamedTuple):
     "Bytes of gradients, from the first moment of the backward to the last"
     start: int   # Before the backward: those of earlier microbatches
@@ -216,7 +216,7 @@ class Gradients(NamedTuple):
 @patch
 def gradients(
     self: Planner,
-    load: Workload,
+    load: Workload,  # A step
 ) -> Gradients:
     "How gradients grow during the last backward of an update"
     everything = self.learned_bytes(load)
@@ -267,7 +267,7 @@ def _window_sizes(tower, grid):
 class Blocks(NamedTuple):
     "Blocks of the vision tower that are alike"
     first: int          # Index of one of them
-    count: int
+    number: int         # Of such blocks
     groups: list[int]   # Patches that see each other
 
 @patch
@@ -287,8 +287,8 @@ def blocks(
 # %% ../../nbs/tools/plan.ipynb #ba0caa64
 class Flops(NamedTuple):
     "Floating point operations of a forward"
-    linear: float
-    attention: float
+    linear: float     # In linear layers
+    attention: float  # In attention
 
     @property
     def total(self) -> float:
@@ -319,7 +319,7 @@ def language_flops(
 @patch
 def vision_flops(
     self: Planner,
-    load: Workload,
+    load: Workload,  # A step
     images: int,      # How many
 ) -> Flops:
     "Operations of the vision tower's forward"
@@ -329,11 +329,11 @@ def vision_flops(
     tower = backbone(self.model)[0].visual
     of_patches = weights(tower.blocks) + weights(tower.patch_embed)
     of_tokens = weights(tower) - of_patches
-    pairs = sum(kind.count*sum(size*size for size in kind.groups) for kind in self.blocks(t))
+    pairs = sum(kind.number*sum(size*size for size in kind.groups) for kind in self.blocks(t))
     linear = 2.*(of_patches*t.patches + of_tokens*t.image)
     return Flops(images*linear, images*(4.*self.tower.hidden_size*pairs))
 
-# %% ../../nbs/tools/plan.ipynb #24a187b7
+# %% ../../nbs/tools/plan.ipynb #cc6ff516
 @patch
 def flops(
     self: Planner,
@@ -345,10 +345,10 @@ def flops(
     q = rows.rollouts
     replies = load.max_new_tokens
     scored = batch*tokens(self.config, load).scored
-    vision = self.vision_flops(load, rows.count)
-    prefill = self.language_flops(rows.count, rows.prompt, rows.prompt)
-    decode = self.language_flops(rows.count, q*(replies - 1), rows.prompt + q*replies/2)
-    language = self.language_flops(rows.count, rows.length, rows.length)
+    vision = self.vision_flops(load, rows.number)
+    prefill = self.language_flops(rows.number, rows.prompt, rows.prompt)
+    decode = self.language_flops(rows.number, q*(replies - 1), rows.prompt + q*replies/2)
+    language = self.language_flops(rows.number, rows.length, rows.length)
     head = 2.*self.text.hidden_size*self.text.vocab_size*scored
     work = dict(sampling=vision.total + prefill.total + decode.total + head)
     if load.beta:
@@ -397,7 +397,7 @@ def phases(
 @patch
 def peak(
     self: Planner,
-    load: Workload,
+    load: Workload,  # A step
 ) -> int:
     "Bytes at the worst moment of a step"
     return max(sum(sizes.values()) for sizes in self.phases(load).values())
@@ -411,7 +411,7 @@ def plan(
     unshared = self.flops(replace(load, share_prefix=False))
     return Plan(load, tokens(self.config, load), self.phases(load), self.flops(load), unshared)
 
-# %% ../../nbs/tools/plan.ipynb #70c0c29e
+# %% ../../nbs/tools/plan.ipynb #90d35b94
 def _row(name, cells):
     return f"{name:16}" + "".join(f"{cell:>12}" for cell in cells)
 
@@ -513,7 +513,7 @@ def largest_text(
 class Change(NamedTuple):
     "A setting at another value"
     name: str   # Of the `Workload`
-    value: Any
+    value: Any  # The new one
 
     @property
     def text(self) -> str:
@@ -528,7 +528,7 @@ def _halved(load, *names):
 @patch
 def slower_changes(
     self: Planner,
-    load: Workload,
+    load: Workload,  # A step
 ) -> list[Change]:
     "Changes that save memory, after which the same is learned"
     savers = ("share_prefix", "gradient_checkpointing")
@@ -544,7 +544,7 @@ def slower_changes(
     return changes
 
 def lesser_changes(
-    load: Workload,
+    load: Workload,  # A step
 ) -> list[Change]:
     "Changes that save memory, after which something else is learned"
     changes = _halved(load, "per_device_train_batch_size", "max_new_tokens", "image_pixels")

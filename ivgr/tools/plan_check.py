@@ -136,7 +136,7 @@ def random_queries(
 class Measured(NamedTuple):
     "What a run needed"
     bytes: int      # Above what was there before, at the peak
-    seconds: float
+    seconds: float  # It took
 
 def _cuda_peak(action, device):
     torch.cuda.synchronize(device)
@@ -169,7 +169,7 @@ def peak_of(
     return Measured(peak, seconds)
 
 def held_bytes(
-    model: nn.Module,
+    model: nn.Module,  # Any
 ) -> int:
     "Bytes of weights, adapters and the scales of packed weights"
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

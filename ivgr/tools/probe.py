@@ -191,13 +191,13 @@ class Parts(NamedTuple):
     other: int       # Norms and biases of the language model
 
 def count_parameters(
-    module: nn.Module,
+    module: nn.Module,  # Any
 ) -> int:
     "Numbers in a module's parameters"
     return sum(p.numel() for p in module.parameters())
 
 def linear_layers(
-    module: nn.Module,
+    module: nn.Module,  # Any
 ) -> list[nn.Linear]:
     "All linear layers of a module"
     return [m for m in module.modules() if isinstance(m, nn.Linear)]
@@ -382,7 +382,7 @@ def _adapt(part, rank, bits):
                 setattr(module, name, _AdaptedLinear(child, rank, bits))
 
 def use_checkpointing(
-    model: nn.Module,
+    model: nn.Module,  # An outline
 ) -> None:
     "Let every layer keep its input only"
     for module in model.modules():
@@ -412,7 +412,7 @@ class Probe:
 
     def once(
         self,
-        load: Workload,
+        load: Workload,  # A step
         key: tuple,      # What is asked
         make: Callable,  # Finds the answer, the first time
     ) -> Any:
