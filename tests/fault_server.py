@@ -1,4 +1,4 @@
-"""A chat server that scores pairs by a rule of its own, and fails as it is told: real sockets, one thread, no packages.
+"""A chat server that scores pairs by a rule of its own, and fails on request: real sockets, one thread, no packages.
 
 As a program, `python tests/fault_server.py LATENCY` serves until its input ends, and prints its address first."""
 import asyncio,hashlib,json,math,sys,threading,time
@@ -74,9 +74,9 @@ class FaultServer:
         "Status and body where the connection does as it should; a fault may be one of the content"
         def reply(text, first=None, other="?", logprobs=True):
             top = [dict(token=first or text, logprob=math.log(.9)), dict(token=other, logprob=math.log(.1))]
-            told = dict(content=[dict(token=first or text, logprob=math.log(.9), top_logprobs=top)])
+            logprob_fields = dict(content=[dict(token=first or text, logprob=math.log(.9), top_logprobs=top)])
             choice = dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text),
-                          logprobs=told if logprobs and request.get("logprobs") else None)
+                          logprobs=logprob_fields if logprobs and request.get("logprobs") else None)
             return "200 OK",json.dumps(dict(id="x", object="chat.completion", created=0, model=request["model"], choices=[choice]))
         if path!="/v1/chat/completions": return "404 Not Found",ERROR
         l = label(request["messages"][1]["content"])

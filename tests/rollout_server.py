@@ -1,5 +1,5 @@
-"""A server that speaks vLLM's dialect of the chat protocol, with adapters loaded on request, and fails as it is told. It samples with a
-policy of its own, which sees nothing but what comes in over the socket and from the directories that it is told of."""
+"""A server that speaks vLLM's dialect of the chat protocol, with adapters loaded on request, and fails on request. It samples with a
+policy of its own, which sees nothing but the requests and the directories that they name."""
 import base64,io,json
 from pathlib import Path
 
@@ -39,39 +39,62 @@ class RolloutFake(FaultServer):
         return Query(ids[:-1], {Stream.UNPAIRED:ids[-1:]}, feats["pixel_values"], grid, positions[:,0,:-1])
 
     def answer(self, request, path, fault):
-        said = lambda text,code=200: (f"{code} X", json.dumps(dict(error=dict(message=text, code=code))) if code!=200 else text)
+        "Status and body"
         name = request.get("lora_name")
         self.log.append((path.removeprefix("/v1/"), name or request.get("model")))
         if path=="/v1/load_lora_adapter" and self.runtime:
-            file = Path(request["lora_path"])/"adapter_model.safetensors"
-            if name in self.adapters: return said(f"The lora adapter '{name}' has already been loaded.", 400)
-            if not file.exists() or fault=="no-file": return said(f"Loading lora {name} failed: No adapter found for {request['lora_path']}", 404)
-            self.adapters[name] = load_file(file)
-            return said(f"Success: LoRA adapter '{name}' added successfully.")
+            return self.load(name, Path(request["lora_path"]), fault)
         if path=="/v1/unload_lora_adapter" and self.runtime:
-            if self.adapters.pop(name, None) is None: return said(f"The lora adapter '{name}' cannot be found.", 404)
-            return said(f"Success: LoRA adapter '{name}' removed successfully.")
-        if path!="/v1/chat/completions": return "404 Not Found",'{"detail":"Not Found"}'
-        if request["model"] not in self.adapters: return said(f"The model `{request['model']}` does not exist.", 404)
+            if self.adapters.pop(name, None) is None:
+                return error(404, f"The lora adapter '{name}' cannot be found.")
+            return "200 X",f"Success: LoRA adapter '{name}' removed successfully."
+        if path!="/v1/chat/completions":
+            return "404 Not Found",'{"detail":"Not Found"}'
+        if request["model"] not in self.adapters:
+            return error(404, f"The model `{request['model']}` does not exist.")
         return "200 OK",json.dumps(self.complete(request, fault))
 
+    def load(self, name, path, fault):
+        if name in self.adapters:
+            return error(400, f"The lora adapter '{name}' has already been loaded.")
+        file = path/"adapter_model.safetensors"
+        if not file.exists() or fault=="no-file":
+            return error(404, f"Loading lora {name} failed: No adapter found for {path}")
+        self.adapters[name] = load_file(file)
+        return "200 X",f"Success: LoRA adapter '{name}' added successfully."
+
     def complete(self, request, fault):
-        p,query = self.policy,self.query(request["messages"])
-        set_peft_model_state_dict(p.model, self.adapters[request["model"]])
-        rollouts, = sample_rollouts(p, [query], request["n"], request["max_tokens"], request["temperature"]*self.heat, request["top_p"],
-                                    torch.Generator().manual_seed(request["seed"]))
-        def choice(i, r):
-            told = [dict(token=p.tokenizer.decode([t]), logprob=l, top_logprobs=[]) for t,l in zip(r.tokens, r.logps)]
-            ids = list(r.tokens)
-            if fault=="half-logprobs": told = told[:-1]
-            if fault=="not-a-number": told[0]["logprob"] = "nan"
-            if fault=="image-token": ids[0] = p.config.image_token_id
-            if fault=="endless": ids[-1:],r.truncated = [ids[0]],False
-            return dict(index=i, message=dict(role="assistant", content=r.text), finish_reason="length" if r.truncated else "stop" if fault!="aborted" else "abort",
-                        logprobs=dict(content=told) if request.get("logprobs") and fault!="no-logprobs" else None,
-                        token_ids=ids if request.get("return_token_ids") and fault!="no-ids" else None)
-        choices = [choice(i, r) for i,r in enumerate(rollouts)][::-1]     # the order is not promised
+        "The body of a chat completion"
+        policy = self.policy
+        query = self.query(request["messages"])
+        set_peft_model_state_dict(policy.model, self.adapters[request["model"]])
+        temperature = request["temperature"]*self.heat
+        generator = torch.Generator().manual_seed(request["seed"])
+        rollouts, = sample_rollouts(policy, [query], request["n"], request["max_tokens"], temperature, request["top_p"], generator)
+        gives_ids = request.get("return_token_ids") and fault!="no-ids"
+        gives_logprobs = request.get("logprobs") and fault!="no-logprobs"
+        choices = [self.choice(i, r, fault, gives_ids, gives_logprobs) for i,r in enumerate(rollouts)][::-1]  # the order is not promised
         prompt = query.prefix+query.suffixes[Stream.UNPAIRED]
         if fault=="other-prompt": prompt = prompt[1:]
-        return dict(id="x", object="chat.completion", created=0, model=request["model"], choices=choices[:1] if fault=="one-reply" else choices,
-                    prompt_token_ids=prompt if request.get("return_token_ids") and fault!="no-ids" else None)
+        if fault=="one-reply": choices = choices[:1]
+        return dict(id="x", object="chat.completion", created=0, model=request["model"], choices=choices,
+                    prompt_token_ids=prompt if gives_ids else None)
+
+    def choice(self, i, rollout, fault, gives_ids, gives_logprobs):
+        "One reply"
+        decode = self.policy.tokenizer.decode
+        content = [dict(token=decode([token]), logprob=logp, top_logprobs=[]) for token,logp in zip(rollout.tokens, rollout.logps)]
+        ids = list(rollout.tokens)
+        end = "length" if rollout.truncated else "stop"
+        if fault=="half-logprobs": content = content[:-1]
+        if fault=="not-a-number": content[0]["logprob"] = "nan"
+        if fault=="image-token": ids[0] = self.policy.config.image_token_id
+        if fault=="aborted" and end=="stop": end = "abort"
+        if fault=="endless":
+            ids[-1] = ids[0]
+            end = "stop"
+        return dict(index=i, message=dict(role="assistant", content=rollout.text), finish_reason=end,
+                    logprobs=dict(content=content) if gives_logprobs else None, token_ids=ids if gives_ids else None)
+
+def error(status, text):
+    return f"{status} X",json.dumps(dict(error=dict(message=text, code=status)))

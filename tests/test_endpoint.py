@@ -35,9 +35,9 @@ def free_port():
 @pytest.fixture
 def loud():
     "The warnings of the judge"
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield lambda: [str(w.message) for w in told if "NO SCORE" in str(w.message)]
+        yield lambda: [str(w.message) for w in caught if "NO SCORE" in str(w.message)]
 
 KIND = {"500":"server", "503-later":"server", "429":"busy", "hang":"timeout", "drip":"timeout", "cut":"connection",
         "cut-body":"connection", "invalid":"invalid", "shape":"invalid", "401":"rejected"}
@@ -191,10 +191,10 @@ def test_a_cache_outlives_processes_and_is_shared(tmp_path):
             out,err = c.communicate(timeout=150)
             assert c.returncode==0, err
             assert check(ps, json.loads(out.splitlines()[1]))==0
-        asked = len(server.seen)
-        assert 300<=asked<=400
+        n_requests = len(server.seen)
+        assert 300<=n_requests<=400
         judge = judge_at(server.url, cache=tmp_path)
-        assert check(pairs, judge(pairs))==0 and len(server.seen)==asked
+        assert check(pairs, judge(pairs))==0 and len(server.seen)==n_requests
     assert judge.report()["cached"]==300
 
 def test_ctrl_c_stops_at_once_and_keeps_the_scores(tmp_path):
@@ -209,11 +209,11 @@ def test_ctrl_c_stops_at_once_and_keeps_the_scores(tmp_path):
         assert time.monotonic()-start<8  # the requests have 30 s
         assert c.returncode!=0 and "KeyboardInterrupt" in err and "never retrieved" not in err and KEY not in err+out
         server.fault = lambda i: None
-        asked = len(server.seen)
-        assert asked==46  # no more than were under way
+        n_requests = len(server.seen)
+        assert n_requests==46  # no more than were under way
         judge = judge_at(server.url, cache=tmp_path)
         assert check(some(46), judge(some(46)))==0
-        assert judge.report()["cached"]==30 and len(server.seen)-asked==16
+        assert judge.report()["cached"]==30 and len(server.seen)-n_requests==16
 
 def test_a_cache_that_breaks_costs_no_score(tmp_path):
     with FaultServer() as server:
@@ -224,17 +224,17 @@ def test_a_cache_that_breaks_costs_no_score(tmp_path):
 
 def test_the_key_appears_nowhere(tmp_path, caplog, loud):
     caplog.set_level(logging.DEBUG)
-    said = []
+    texts = []
     for fault in (None, "500", "401", "cut", "prose"):
         with FaultServer(lambda i: fault) as server:
             judge = judge_at(server.url, cache=tmp_path, retries=1)
             judge(some(3, fault or ""))
-            said += [repr(judge), str(judge), repr(judge.config), str(judge.report())]
+            texts += [repr(judge), str(judge), repr(judge.config), str(judge.report())]
             with pytest.raises(InputError) as e: judge(["no pair"])
-            said.append(str(e.value))
+            texts.append(str(e.value))
             assert server.headers[0]["authorization"].endswith(KEY)
     assert len(loud())==4
-    assert KEY not in "".join(said+loud())+caplog.text
+    assert KEY not in "".join(texts+loud())+caplog.text
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
     assert files and not any(KEY.encode() in f.read_bytes() for f in files)
 
@@ -262,7 +262,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch):
             EndpointConfig()
 
 def speed(n, latency=.2, slots=64):
-    "Seconds over the least that latency allows, and processor seconds of ours a pair: one that is asked, one that is known"
+    "Seconds over the least that latency allows; our processor seconds for a pair that is asked, and for a known one"
     server = subprocess.Popen([sys.executable, str(Path(__file__).parent/"fault_server.py"), str(latency)], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -280,10 +280,10 @@ def speed(n, latency=.2, slots=64):
     return wall[0]/(n/slots*latency),cpu[0]/n,cpu[1]/n
 
 def test_speed():
-    _,asked,known = speed(128)  # processor time; a busy machine changes it less than the time on the clock
-    assert asked<.01 and known<1e-4
+    _,new,known = speed(128)  # processor time; a busy machine changes it less than the time on the clock
+    assert new<.01 and known<1e-4
 
 if __name__=="__main__":
     os.environ["NO_PROXY"] = "*"
-    wall,asked,known = speed(int(sys.argv[1]))
-    print(f"{wall:.3f} x the ideal time; processor time a pair: {1e3*asked:.2f} ms asked, {1e6*known:.1f} us known")
+    wall,new,known = speed(int(sys.argv[1]))
+    print(f"{wall:.3f} x the ideal time; processor time a pair: {1e3*new:.2f} ms asked, {1e6*known:.1f} us known")

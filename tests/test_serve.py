@@ -124,10 +124,10 @@ def judge_at(url, **kw):
 
 def ask(judge, pairs):
     "Scores, report and warnings of one call"
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scores = judge(pairs)
-    return scores,judge.report(),[str(w.message) for w in told if "NO SCORE" in str(w.message)]
+    return scores,judge.report(),[str(w.message) for w in caught if "NO SCORE" in str(w.message)]
 
 SAMPLING = dict(generation_config='{"do_sample": true}')
 
@@ -142,7 +142,7 @@ def test_probabilities_are_not_given_and_the_judge_says_so(server):
     request = urllib.request.Request(server[0]+"/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as f: choice, = json.load(f)["choices"]  # one, though two were asked for
     assert (choice["message"]["content"], choice["finish_reason"])==("A", "stop")
-    assert "logprobs" not in choice, "this version gives probabilities: test them, and say so in 13_endpoint.ipynb"
+    assert "logprobs" not in choice, "this version gives probabilities: test them, and say so in serve/endpoint.ipynb"
     scores,r,loud = ask(judge_at(server[0], scoring="expect", concurrency=1), PAIRS+[WORDY])
     assert scores==[None]*len(scores) and r["missing"]==r["calls"]==r["failed/unreadable"]==len(scores) and r["retries"]==0
     assert len(loud)==1 and "no logprobs: use scoring='sample'" in loud[0]

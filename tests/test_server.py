@@ -122,13 +122,13 @@ def test_a_passing_fault_changes_nothing(fault, policy, queries, host, right, tm
         assert sampler.report()["retries"]>=2
     assert [(r.stream, r.tokens, r.text, r.truncated) for r in flat(rollouts)]==[(r.stream, r.tokens, r.text, r.truncated) for r in flat(right)]
 
-SAYS = {"one-reply":"1 replies came, 2 were asked for", "no-ids":"0.10.2", "no-logprobs":"no log-probabilities", "other-prompt":"another prompt"}
+MESSAGES = {"one-reply":"1 replies came, 2 were asked for", "no-ids":"0.10.2", "no-logprobs":"no log-probabilities", "other-prompt":"another prompt"}
 
-@pytest.mark.parametrize("fault", ["500", "429", "cut", "invalid", "aborted", "image-token", *SAYS])
+@pytest.mark.parametrize("fault", ["500", "429", "cut", "invalid", "aborted", "image-token", *MESSAGES])
 def test_a_lasting_fault_ends_the_step(fault, policy, queries, host, tmp_path):
     with RolloutFake(host, lambda i: fault if i else None) as server:
         sampler = sampler_at(server.url, tmp_path)
-        kind,words = (InputError, SAYS[fault]) if fault in SAYS else (ConnectionError, "failed 3 times: /chat/completions")
+        kind,words = (InputError, MESSAGES[fault]) if fault in MESSAGES else (ConnectionError, "failed 3 times: /chat/completions")
         start = time.monotonic()
         with pytest.raises(kind) as e: ask(sampler, policy, queries[:1])
         assert time.monotonic()-start<60
@@ -211,8 +211,10 @@ def test_training_through_the_server_is_training(data, host, tmp_path, kw):
         there.train()
     here = trainer_for(data, tmp_path/"here", one_by_one, **kw)
     here.train()
-    said = lambda out: [json.loads(l)["text"] for l in (tmp_path/out/"completions.jsonl").read_text().splitlines()]
-    assert said("there")==said("here")
+    def replies(out):
+        lines = (tmp_path/out/"completions.jsonl").read_text().splitlines()
+        return [json.loads(line)["text"] for line in lines]
+    assert replies("there")==replies("here")
     ours,theirs = here.policy.model.state_dict(),there.policy.model.state_dict()
     moved = torch.cat([(ours[k]-v).flatten() for k,v in start.items()])
     apart = torch.cat([(ours[k]-theirs[k]).flatten() for k in start])
