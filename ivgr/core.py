@@ -122,11 +122,11 @@ class Rollout:
     stream: Stream                      # The prompt that it answers
     tokens: list[int]                   # `T` sampled token ids, the end token included when there was one
     logps: list[float]                  # `T` log-probabilities under the learning policy, at sampling time
-    text: str                           # The tokens as text, special tokens removed
+    text: str                           # The tokens as text; only the end token is removed
     truncated: bool = False             # Stopped by the length limit, not by an end token
     parsed: Parsed|None = None          # What the reader made of the text
     reward: Reward|None = None          # Filled in by scoring
-    reference: list[float]|None = None  # `T` log-probabilities under the reference policy; None: no KL term
+    ref_logps: list[float]|None = None  # `T` log-probabilities under the reference policy; None: no KL term
     weights: list[float]|None = None    # `T` importance weights where another engine sampled, else None
     advantage: float|None = None        # Against its query's rollouts in the same stream; after scoring
 

@@ -302,7 +302,7 @@ def build_ivgr(
         seed=case.seed,
         **SETTINGS)
     trainer = GivenRewards(policy, args, samples, judge=None)
-    models = [model for model in (policy.model, trainer.reference) if model]
+    models = [model for model in (policy.model, trainer.ref_model) if model]
     meter = Meter(*models, device=device)
     watch_methods(trainer, meter, dict(roll_out="sampling", score="other", reference_logps="reference"))
     stepper = Stepper(trainer, samples, meter)

@@ -51,7 +51,7 @@ def without_tensors(
     group: Group,  # Scored or not
 )->Group:          # A copy; the rewards are the same objects
     "A group without images, encoded query and log-probabilities"
-    rollouts = [replace(r, logps=[], reference=None) for r in group.rollouts]
+    rollouts = [replace(r, logps=[], ref_logps=None) for r in group.rollouts]
     return replace(group, sample=replace(group.sample, images=()), rollouts=rollouts, query=None)
 
 def gather_batch(
