@@ -154,7 +154,7 @@ class Unpacker:
 
     def report(
         self,
-        archive: Path,
+        archive: Path,  # That was unpacked
     ):
         "Tell what was left out"
         if self.skipped:
