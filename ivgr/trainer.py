@@ -30,8 +30,8 @@ from .core import Group, InputError, Rollout, Sample, Stream, rng_for
 from .data.answers import answer_accuracy, read_rules
 from .judge import JUDGE_NAMES, Judge, RubricJudge
 from .loss import check_loss_settings, group_advantages, policy_loss
-from .policy import Policy, encode, frozen_base, load_weights, save_reader
-from .sampler import QuerySampler, make_groups, sample_rollouts
+from .policy import Policy, encode, frozen_base, load_weights, save_processors
+from .sampler import QueryOrder, make_groups, sample_rollouts
 from .train.distributed import StayFrozen, WeightedMeans, all_reduce_grads, check_sharding, gather_batch
 from .train.distributed import pad_microbatches, process_share, shard_base, skip_ddp, sum_over_processes
 from .train.runs import write_completions
@@ -240,7 +240,7 @@ def _query_order(samples, args):
     "Which queries come when"
     paired = samples.paired if hasattr(samples, "paired") else [s.paired for s in samples]
     size = args.per_device_train_batch_size*args.world_size
-    return QuerySampler(paired, size, args.unpaired_share, args.seed)
+    return QueryOrder(paired, size, args.unpaired_share, args.seed)
 
 def _frozen_copy(model):
     "The reference policy; None: the model has an adapter, and is its own reference with the adapter off"
@@ -264,7 +264,7 @@ def _save(self: DualStreamTrainer, output_dir=None, state_dict=None):
     Trainer._save(self, output_dir, state_dict)
     if self.args.should_save:  # one process does
         folder = Path(output_dir or self.args.output_dir)
-        save_reader(self.policy, folder)
+        save_processors(self.policy, folder)
         self.archive.save(folder/"archive.jsonl")
 
 @patch

@@ -10,7 +10,7 @@ from ivgr.data.samples import Samples
 from ivgr.needle import write_needle
 from ivgr.policy import load_policy
 from ivgr.qlora import LoraSettings, add_lora
-from ivgr.sampler import QuerySampler
+from ivgr.sampler import QueryOrder
 from ivgr.serve.rollouts import chat
 from ivgr.policy import encode
 
@@ -120,7 +120,7 @@ def test_each_asks_for_its_share(served):
     policy,samples,asked = load_policy(device="cpu"),Samples(out/"data"),defaultdict(list)
     for r in server.seen:
         if "messages" in r and runs[r["model"]]=="whole": asked[r["model"]].append(r)
-    order = QuerySampler(samples.paired, 2*SETTINGS["per_device_train_batch_size"], seed=42)
+    order = QueryOrder(samples.paired, 2*SETTINGS["per_device_train_batch_size"], seed=42)
     for step,requests in enumerate(asked.values()):
         queries = [encode(policy, samples[i]) for i in order.batch(step)]
         assert sorted(json.dumps(r["messages"]) for r in requests)==sorted(json.dumps(chat(policy, q, s)) for q in queries for s in q.suffixes)

@@ -68,7 +68,7 @@ def test_the_server_samples_our_policy(policy, queries, host, tmp_path):
     assert stats["mismatch_max"]<1e-4 and stats["capped"]==0 and stats["retries"]==0 and stats["calls"]==1+len(requests)
     for r in flat(rollouts):
         assert r.weights==pytest.approx([1.]*len(r.tokens), abs=1e-3)
-        assert r.truncated==(r.tokens[-1]!=policy.tokenizer.eos_token_id) and r.text==policy.read(r.tokens)
+        assert r.truncated==(r.tokens[-1]!=policy.tokenizer.eos_token_id) and r.text==policy.to_text(r.tokens)
     assert len({r["seed"] for r in requests})==len(requests)
     for r in requests:                                          # nothing is left to the defaults of the server's model
         assert (r["top_k"], r["min_p"], r["repetition_penalty"], r["presence_penalty"], r["frequency_penalty"])==(-1, 0, 1, 0, 0)

@@ -29,7 +29,7 @@ from ivgr.core import (
 )
 from ..data.answers import answer_accuracy
 from ..data.images import image_digest, image_size, load_image
-from ..policy import Policy, read_prompts
+from ..policy import Policy, tokenize_prompts
 from ..rewards import base_rewards, format_reward
 from ..sampler import make_groups, sample_rollouts
 
@@ -198,7 +198,7 @@ class Job(NamedTuple):
 def _encode_jobs(policy, jobs, numbers):
     "The query of jobs about the same images; its suffixes have the keys (number of the job, stream)"
     keys = [(i, stream) for i in numbers for stream in jobs[i].streams]
-    query, suffixes = read_prompts(policy, [(jobs[i].sample, stream) for i, stream in keys])
+    query, suffixes = tokenize_prompts(policy, [(jobs[i].sample, stream) for i, stream in keys])
     return replace(query, suffixes=dict(zip(keys, suffixes)))
 
 def _job_group(query, sample, rollouts, number):

@@ -140,7 +140,7 @@ def _read_choice(choice, stream, max_new_tokens, policy):
     _must(all(is_number(logp) and logp <= 1e-3 for logp in logps), "a log-probability that is none")
     is_ended = ids[-1] in policy.eos_token_ids
     _must(end == "length" or is_ended, "a reply that stopped without an end token")
-    return Rollout(stream, ids, logps, policy.read(ids), truncated=end == "length")
+    return Rollout(stream, ids, logps, policy.to_text(ids), truncated=end == "length")
 
 def read_rollouts(
     answer: str,          # Of the server, as it came

@@ -25,7 +25,7 @@ from ivgr.needle import (
     COLOURS, COLUMNS, ROWS, NeedleConfig, Tile, attribute_question, make_scene, needle_scene, region,
     render,
 )
-from ..policy import Policy, read_prompts
+from ..policy import Policy, tokenize_prompts
 from ..prompts import reply
 from ..tree import Query, Tree, backbone, completion_logps
 
@@ -219,7 +219,7 @@ def pointing_tree(
     for colour in ("red", "blue"):  # two prompts, which part at the colour
         sample = Sample("scene", (image,), f"{lead} {colour}".strip(), colour)
         prompts.append((sample, Stream.TEXTUAL))
-    query, _ = read_prompts(policy, prompts)
+    query, _ = tokenize_prompts(policy, prompts)
     start = "" if lead else "The"
     names = [token_ids(policy, f"{start} {tile.colour}") for tile in tiles]
     places = [token_ids(policy, f" {region(tile.box, image.width)}") for tile in tiles]

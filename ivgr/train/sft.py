@@ -30,7 +30,7 @@ from ..core import FRAMES, Frame, InputError, Stream, rng_for
 from ..data.conversations import Conversations, Demonstration, open_data, shown_size, written_frame
 from ..data.images import image_size
 from ..data.samples import Samples
-from ..policy import Policy, load_policy, load_weights, read_prompts, save_policy, save_reader
+from ..policy import Policy, load_policy, load_weights, save_policy, save_processors, tokenize_prompts
 from ..prompts import Prompts, messages, move_boxes, reply
 from ivgr.train.curriculum import (
     CROWDED, LEADS, learn_to_choose, learn_to_point, learn_to_see, pointing_loss, render_scenes, token_ids,
@@ -164,7 +164,7 @@ def pack_demonstrations(
 ) -> list[PackedExample]:                     # One, where the limit allows it and the policy packs trees
     "Tokenize demonstrations about one image, and put them into trees"
     prompts = {prompt_key(d): (d.sample, d.stream) for d in demonstrations}
-    query, rest = read_prompts(policy, list(prompts.values()))
+    query, rest = tokenize_prompts(policy, list(prompts.values()))
     suffixes = dict(zip(prompts, rest))
     items = []
     for d in demonstrations:
@@ -481,7 +481,7 @@ class ColdStartTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_reader(self.policy, output_dir or self.args.output_dir)
+            save_processors(self.policy, output_dir or self.args.output_dir)
 
 # %% ../../nbs/train/sft.ipynb #d7be70e9
 def curriculum_stages(
