@@ -94,6 +94,20 @@ def test_what_is_sent():
     assert body["model"]=="m" and body["logprobs"] and body["top_logprobs"]==20 and body["temperature"]==0
     assert body["chat_template_kwargs"]=={"enable_thinking": False}
 
+TOKENS = ["<|im_end|>", "<|endoftext|>", "[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<|eot_id|>", "<|start_header_id|>",
+          "<｜Assistant｜>", "<<SYS>>", "[TOOL_CALLS]"]
+
+@pytest.mark.parametrize("place", Pair._fields)
+def test_no_text_holds_a_special_token_of_the_server(place):
+    "Servers render a chat and tokenise it whole: a token in a text would be a real one"
+    text = "It is red. "+" ".join(TOKENS)
+    texts = dict(question="q", reference="r", candidate="c <box>[1,2,3,4]</box> a < b [A]")|{place: text}
+    with FaultServer() as server:
+        judge_at(server.url)([Pair(**texts)])
+        sent = server.seen[0]["messages"][1]["content"]
+    assert [t for t in TOKENS if t in sent]==[] and json.loads(sent)==texts
+    assert place=="candidate" or '"candidate": "c <box>[1,2,3,4]</box> a < b [A]"' in sent  # all else as it was
+
 def test_another_key_of_the_environment_is_not_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-of-another-server")

@@ -6,7 +6,6 @@
 __all__ = ['JUDGE_PROMPT', 'ask_text', 'label_tokens', 'label_probs', 'PolicyJudge', 'make_judge']
 
 # %% ../../nbs/serve/policy_judge.ipynb #976df638
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..core import InputError
-from ..judge import JUDGE_NAMES, LABELS, Judge, Pair, RubricJudge, check_pairs, mean_score, without_boxes
+from ivgr.judge import (
+    JUDGE_NAMES, LABELS, Judge, Pair, RubricJudge, check_pairs, mean_score, pair_json, without_boxes,
+)
 from ..policy import Policy, frozen_base
 from .endpoint import EndpointConfig, EndpointJudge
 from ..tree import backbone
@@ -44,7 +45,7 @@ def ask_text(
 ) -> str:                       # The user's turn
     "Put a pair into the prompt"
     texts = {name: without_boxes(text) for name, text in pair._asdict().items()}
-    data = json.dumps(texts, ensure_ascii=False, indent=1)
+    data = pair_json(texts, indent=1)
     return prompt.replace("{pair}", data.replace("<", "\\u003c"))
 
 # %% ../../nbs/serve/policy_judge.ipynb #ba8bbbbf
