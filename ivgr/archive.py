@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from fastcore.basics import patch
 
+from .boxes import is_four_numbers
 from .core import Group, InputError, Rollout, Stream, is_number, write_atomic
 from .data.answers import answer_accuracy
 from .judge import SCORES, Judge, Pair, ask_judge, nearest
@@ -27,17 +28,15 @@ from .rewards import UNPAIRED_WEIGHTS, Accuracy, base_rewards, totals
 # %% ../nbs/06_archive.ipynb #763abe0e
 def _is_text(value): return isinstance(value, str)
 def _is_id(value): return isinstance(value, str) and value != ""
-def _is_step(value): return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value): return isinstance(value, int) and not isinstance(value, bool)
 def _is_reward(value): return is_number(value) and 0 <= value < 1 + 1e-6  # an exact fit may round up
-def _is_list(value): return isinstance(value, (list, tuple))
-def _is_box(value): return _is_list(value) and len(value) == 4 and all(map(is_number, value))
-def _are_boxes(value): return _is_list(value) and all(map(_is_box, value))
+def _are_boxes(value): return isinstance(value, (list, tuple)) and all(map(is_four_numbers, value))
 
 _CHECKS = {
     "sample_id": (_is_id, "a text that is not empty"),
     "text": (_is_text, "a text"),
     "box_reward": (_is_reward, "a number from 0 to 1"),
-    "step": (_is_step, "a whole number"),
+    "batch": (_is_whole, "a whole number"),
     "boxes": (_are_boxes, "rows of four finite numbers"),
 }
 
@@ -48,7 +47,7 @@ class Reference:
     text: str          # Its reasoning, verbatim
     boxes: tuple       # Its boxes `(x1, y1, x2, y2)`, as the policy wrote them
     box_reward: float  # How well they fit, in [0, 1]; above the archive's tau
-    step: int          # When it was sampled
+    batch: int         # Number of the batch in which it was sampled
 
     def __post_init__(self):
         for name, (is_good, kind) in _CHECKS.items():
@@ -62,12 +61,12 @@ class Reference:
         cls,
         group: Group,      # A query
         rollout: Rollout,  # One of its grounded rollouts, scored
-        step: int,         # Now
+        batch: int,        # Number of the batch in which it was sampled
     ) -> "Reference":
         "What is kept of a rollout"
         boxes = tuple(tuple(map(float, box)) for box in rollout.parsed.boxes)
         box_reward = float(rollout.reward.parts["box"])
-        return cls(group.sample.id, rollout.parsed.think, boxes, box_reward, step)
+        return cls(group.sample.id, rollout.parsed.think, boxes, box_reward, batch)
 
 # %% ../nbs/06_archive.ipynb #9ddac1b7
 class Archive:
@@ -107,7 +106,7 @@ class Archive:
         self,
         reference: Reference,  # That qualifies
     ) -> float:                # Of two references of a query, the one with the higher rank is kept
-        "How good is it?"
+        "How good is it? Override this, and `qualifies`, to keep references by another rule"
         return reference.box_reward
 
     def offer(
@@ -127,7 +126,7 @@ class Archive:
     def update(
         self,
         group: Group,  # Its grounded rollouts have their reward parts
-        step: int,     # Now
+        batch: int,    # Number of the batch, from which a reference's age is counted
     ) -> bool:         # True: the query has a new reference
         "Offer the grounded rollouts of a group that are well formed and right"
         changed = False
@@ -137,7 +136,7 @@ class Archive:
             parts = rollout.reward.parts
             is_right = parts["format"] == 1 and parts["accuracy"] == 1
             if is_right and self.qualifies(parts["box"]):
-                changed |= self.offer(Reference.of(group, rollout, step))
+                changed |= self.offer(Reference.of(group, rollout, batch))
         return changed
 
 # %% ../nbs/06_archive.ipynb #3efd0091
@@ -155,10 +154,10 @@ def coverage(
 @patch
 def ages(
     self: Archive,
-    step: int,          # Now
-) -> dict[str, int]:    # Sample id to the number of steps since its reference was sampled
+    batch: int,         # Number of the current batch
+) -> dict[str, int]:    # Sample id to the number of batches since its reference was sampled
     "How old each reference is"
-    return {i: step - reference.step for i, reference in self._best.items()}
+    return {i: batch - reference.batch for i, reference in self._best.items()}
 
 # %% ../nbs/06_archive.ipynb #27aba1fa
 class _Comparison(NamedTuple):
@@ -222,37 +221,38 @@ def add_base_rewards(
 
 def add_totals(
     group: Group,                              # Its rollouts have all their parts
-    weights: Mapping[str, float]|None = None,  # Of the parts in the paired streams; the paper's by default
+    weights: Mapping[str, float]|None = None,  # Of the paired streams; the paper's by default
 ) -> None:
     "Fill in the total of every reward, stream by stream (paper: R_b, R_t)"
+    parts = {name for rollout in group.rollouts for name in rollout.reward.parts}
     for stream in Stream:
         rollouts = group.of(stream)
         stream_weights = UNPAIRED_WEIGHTS if stream == Stream.UNPAIRED else weights
-        values = totals([rollout.reward for rollout in rollouts], stream_weights)
+        values = totals([rollout.reward for rollout in rollouts], stream_weights, parts)
         for rollout, value in zip(rollouts, values.tolist()):
             rollout.reward.total = value
 
 def score_groups(
-    groups: Sequence[Group],                     # Of a step; parsed, `frame` and `image_size` set
-    archive: Archive,                            # Updated with this step's grounded rollouts first
+    groups: Sequence[Group],                     # Of this process; parsed, `frame` and `image_size` set
+    archive: Archive,                            # Updated with the batch's grounded rollouts first
     judge: Judge|None,                           # Called once; None: no consistency term
-    step: int,                                   # Now
+    batch: int,                                  # Number of this batch, from which ages are counted
     weights: Mapping[str, float]|None = None,    # Of the parts in the paired streams; the paper's by default
     accuracy: Accuracy = answer_accuracy,        # Decides whether an answer is right
-    everyone: Callable[[Sequence], list] = list, # Joins the lists of several processes, in one order
+    gather: Callable[[Sequence], list] = list,   # Joins the lists of several processes, in one order
 ) -> dict[str, float]:                           # Numbers for the log, e.g. `textual/accuracy`
     "Fill in the reward of every rollout, in the paper's order"
     for group in groups:
         add_base_rewards(group, accuracy)
-    updated = [archive.update(group, step) for group in everyone(groups)]
+    updated = [archive.update(group, batch) for group in gather(groups)]
     scores = judge_groups(groups, archive, judge)
-    for group in groups:
+    for group in groups:  # every part is known now
         add_totals(group, weights)
-    groups = everyone(groups)
-    scores = everyone(scores)
+    groups = gather(groups)
+    scores = gather(scores)
     for i, group in enumerate(groups):  # judged answers are known to be right only now
-        updated[i] |= archive.update(group, step)
-    return reward_stats(groups) | archive_stats(archive, groups, step, sum(updated), scores)
+        updated[i] |= archive.update(group, batch)
+    return reward_stats(groups) | archive_stats(archive, groups, batch, sum(updated), scores)
 
 # %% ../nbs/06_archive.ipynb #ccd53340
 def _mean(name, values):
@@ -294,12 +294,21 @@ def _stream_stats(stream, rollouts):
         stats |= _mean(f"{stream}/wrote_boxes", [reply.wrote_boxes for reply in replies])
     if stream == Stream.TEXTUAL:
         stats |= _consistency_stats(rewards)
+    return stats | _added_parts(stream, rewards)
+
+def _added_parts(stream, rewards):
+    "The means of parts that are not the paper's"
+    names = dict.fromkeys(name for reward in rewards for name in reward.parts)
+    stats = {}
+    for name in names:
+        if name not in ("format", "accuracy", "box", "consistency"):
+            stats |= _mean(f"{stream}/{name}", [reward.parts.get(name) for reward in rewards])
     return stats
 
 def reward_stats(
     groups: Sequence[Group],  # Scored
 ) -> dict[str, float]:        # Names as in the log, e.g. `textual/accuracy`
-    "A step's rewards, stream by stream"
+    "A batch's rewards, stream by stream"
     stats = {}
     for stream in Stream:
         rollouts = [rollout for group in groups for rollout in group.of(stream)]
@@ -308,20 +317,20 @@ def reward_stats(
     return stats
 
 def archive_stats(
-    archive: Archive,               # After the step
-    groups: Sequence[Group],        # All groups of the step
-    step: int,                      # Now
+    archive: Archive,               # After the batch
+    groups: Sequence[Group],        # All groups of the batch
+    batch: int,                     # Its number
     updates: int,                   # Queries with a new reference
     scores: Sequence[float|None],   # Of the judge
 ) -> dict[str, float]:              # Names as in the log, e.g. `archive/size`
-    "What a step did to the archive, and how often the judge was asked"
+    "What a batch did to the archive, and how often the judge was asked"
     stats = {"archive/size": len(archive), "archive/updates": updates,
              "judge/pairs": len(scores), "judge/missing": scores.count(None)}
     ids = [group.sample.id for group in groups if group.sample.paired]
     if ids:
         stats["archive/coverage"] = archive.coverage(ids)
     references = filter(None, map(archive.get, ids))
-    return stats | _mean("archive/age", [step - reference.step for reference in references])
+    return stats | _mean("archive/age", [batch - reference.batch for reference in references])
 
 # %% ../nbs/06_archive.ipynb #0d27cc6d
 _KIND = "ivgr archive"
@@ -338,11 +347,16 @@ def _read_state(state):
     rows = state.get("references")
     if not is_number(tau) or not 0 <= tau < 1 or not isinstance(rows, list):
         raise InputError(f"archive state with tau={tau!r} and references={str(rows):.80}")
-    for row in rows:
-        if not isinstance(row, Mapping) or set(row) != _FIELDS:
-            names = ", ".join(sorted(_FIELDS))
-            raise InputError(f"a reference needs exactly the entries {names}, got {str(row):.200}")
-    return tau, [Reference(**row) for row in rows]
+    return tau, [_read_row(row) for row in rows]
+
+def _read_row(row):
+    "One reference of a state"
+    if isinstance(row, Mapping) and "step" in row and "batch" not in row:
+        row = {"batch" if name == "step" else name: value for name, value in row.items()}  # its name before
+    if not isinstance(row, Mapping) or set(row) != _FIELDS:
+        names = ", ".join(sorted(_FIELDS))
+        raise InputError(f"a reference needs exactly the entries {names}, got {str(row):.200}")
+    return Reference(**row)
 
 @patch
 def state_dict(
@@ -374,7 +388,7 @@ def load_state_dict(
     self: Archive,
     state: Mapping[str, Any],  # From `state_dict`; `InputError` if it is not one, and then nothing changes
 ) -> None:
-    "Forget everything and take over a saved state; this archive's own tau and rank stay"
+    "Forget everything and take over a saved state; this archive keeps its own tau"
     self._replace(*_read_state(state))
 
 @patch
@@ -457,6 +471,7 @@ def _parse_file(path):
         raise InputError(f"the archive {path} is damaged or no JSON Lines file: {e}") from e
     return state, references, rows
 
+@_without_gc()
 def _read_file(path):
     "The tau, the last reference of each query, and what `save` may copy"
     state, references, rows = _parse_file(path)
@@ -467,7 +482,7 @@ def _read_file(path):
         ends_well = rows[-1:] in (b"", b"\n")
         if not ends_well or state.get("rows") != n or len(references) != n:
             expected = state.get("rows")
-            raise InputError(f"it is cut off or was written in: {n} rows, the first line counts {expected}")
+            raise InputError(f"it is truncated or was edited: {n} rows, the first line counts {expected}")
     except InputError as e:
         raise InputError(f"the archive {path} can't be used: {e}") from e
     last = {reference.sample_id: reference for reference in references}
@@ -478,18 +493,16 @@ def restore(
     self: Archive,
     path: str|Path,  # Written by `save`; `InputError` says what is wrong with it
 ) -> Archive:        # The same archive
-    "Forget everything and take over a file; this archive's own tau and rank stay"
-    with _without_gc():
-        return self._replace(*_read_file(path))
+    "Forget everything and take over a file; this archive keeps its own tau"
+    return self._replace(*_read_file(path))
 
 @patch(cls_method=True)
 def load(
     cls: Archive,
     path: str|Path,         # Written by `save`; `InputError` says what is wrong with it
-    tau: float|None = None, # Of this run; None: the tau that the file was made with
+    tau: float|None = None, # Of the new archive; None: the tau that the file was made with
 ) -> Archive:
     "Read an archive"
-    with _without_gc():
-        saved_tau, references, saved = _read_file(path)
-        archive = cls(saved_tau if tau is None else tau)
-        return archive._replace(saved_tau, references, saved)
+    saved_tau, references, saved = _read_file(path)
+    archive = cls(saved_tau if tau is None else tau)
+    return archive._replace(saved_tau, references, saved)

@@ -8,7 +8,7 @@ __all__ = ['Accuracy', 'WEIGHTS', 'UNPAIRED_WEIGHTS', 'format_reward', 'true_box
 
 # %% ../nbs/04_rewards.ipynb #3e1364ee
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -104,23 +104,25 @@ def fill_missing(
     mean = sum(present) / max(len(present), 1)
     return [mean if value is None else value for value in values]
 
-def _check_weights(names, weights):
+def _check_weights(names, weights, known):
     "Raise `InputError` for a weight without a part, or a part without a weight"
-    unknown = set(weights) - set(names) - set(WEIGHTS)
+    known = dict.fromkeys([*WEIGHTS, *names, *known])
+    unknown = set(weights) - set(known)
     if unknown:
-        raise InputError(f"weight for unknown reward part {min(unknown)!r}: parts are {', '.join(WEIGHTS)}")
+        raise InputError(f"weight for unknown reward part {min(unknown)!r}: parts are {', '.join(known)}")
     for name in names:
         if name not in weights:
             raise InputError(f"no weight for the reward part {name!r}: weights are {dict(weights)}")
 
 def totals(
-    rewards: Sequence[Reward],                 # All rollouts of one stream of one group, `G` of them
-    weights: Mapping[str, float]|None = None,  # Of every part that occurs; the paper's by default
-) -> Tensor:                                   # `(G,)` float32
+    rewards: Sequence[Reward],                 # Of a stream group: the `N` rollouts of one query and stream
+    weights: Mapping[str, float]|None = None,  # Of every part that occurs; `WEIGHTS` by default
+    known: Iterable[str] = (),                 # Parts of its other streams, which may have a weight, too
+) -> Tensor:                                   # `(N,)` float32
     "Weighted sums in which a missing part neither helps nor hurts (paper: R_b, R_t)"
     weights = WEIGHTS if weights is None else weights
     names = list(dict.fromkeys(name for reward in rewards for name in reward.parts))
-    _check_weights(names, weights)
+    _check_weights(names, weights, known)
     total = torch.zeros(len(rewards), dtype=torch.float64)
     for name in names:
         values = fill_missing([reward.parts.get(name) for reward in rewards])

@@ -342,8 +342,8 @@ def score(self: DualStreamTrainer,
     try:
         jobs = [pool.submit(self.reference_logps, part) for part in parts] if meanwhile else []
         accuracy = partial(answer_accuracy, rules=a.answer_rules)
-        everyone = partial(gather_batch, updates=a.updates_per_rollout)
-        stats = score_groups(groups, self.archive, self.judge, batch, accuracy=accuracy, everyone=everyone)
+        gather = partial(gather_batch, updates=a.updates_per_rollout)
+        stats = score_groups(groups, self.archive, self.judge, batch, accuracy=accuracy, gather=gather)
         for job in jobs:
             job.result()
         if not meanwhile:

@@ -32,7 +32,7 @@ def test_the_best_is_kept_whatever_the_order(offers, tau, seed):
             new = archive.update(group(id, *[grounded(*r) for r in rs]), step)
             after = archive.get(id)
             assert new == (after!=before)
-            if new: assert after.step==step and (before is None or after.box_reward>before.box_reward)
+            if new: assert after.batch==step and (before is None or after.box_reward>before.box_reward)
         return {i: archive.get(i).box_reward for i in "abc" if archive.get(i)}, archive
     best = {}
     for id,rs in offers:
@@ -58,7 +58,7 @@ def test_merging_processes_is_like_one_process(left, right):
     assert best(ab) == best(ba) == best(both)
     assert ab.merge(both.state_dict()) == 0
 
-references = st.builds(Reference, sample_id=anything.filter(bool), text=anything, step=st.integers(),
+references = st.builds(Reference, sample_id=anything.filter(bool), text=anything, batch=st.integers(),
                        boxes=st.lists(st.tuples(*[finite]*4), max_size=3), box_reward=st.floats(.31, 1))
 
 def archive_of(references, tau=.3):
@@ -101,13 +101,13 @@ def test_a_damaged_file_is_said_to_be_one(tmp_path_factory, refs, data):
 
 json_values = st.recursive(st.none()|st.booleans()|finite|st.integers()|st.text(),
                            lambda v: st.lists(v)|st.dictionaries(st.text(), v), max_leaves=6)
-KEYS = ["", "kind", "version", "tau", "references", "sample_id", "text", "boxes", "box_reward", "step"]
+KEYS = ["", "kind", "version", "tau", "references", "sample_id", "text", "boxes", "box_reward", "batch"]
 
 def is_good(key, value):
     "Would a state with this entry be a good one all the same?"
     number = type(value) in (int, float)
     return {"sample_id": isinstance(value, str) and value!="", "text": isinstance(value, str), "tau": number,
-            "box_reward": number and 0<=value<=1, "step": type(value) is int, "boxes": value==[],
+            "box_reward": number and 0<=value<=1, "batch": type(value) is int, "boxes": value==[],
             "references": value==[], "version": value==2}.get(key, False)
 
 @given(json_values, st.sampled_from(KEYS))
@@ -175,12 +175,12 @@ archive.save({str(path)!r})
 
 @pytest.mark.parametrize("change", [
     dict(sample_id=7), dict(sample_id=""), dict(text=None), dict(box_reward=-.1), dict(box_reward=2),
-    dict(box_reward="1"), dict(box_reward=float("nan")), dict(box_reward=10**400), dict(step=1.), dict(step=True),
+    dict(box_reward="1"), dict(box_reward=float("nan")), dict(box_reward=10**400), dict(batch=1.), dict(batch=True),
     dict(boxes=3), dict(boxes={}), dict(boxes=((1,),)),
     dict(boxes=((1, 2, 3, float("nan")),)), dict(boxes=(("1", 2, 3, 4),)), dict(boxes=["1234"])])
 def test_bad_references_are_named(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        Reference(**dict(sample_id="a", text="I look.", boxes=(), box_reward=.5, step=1)|change)
+        Reference(**dict(sample_id="a", text="I look.", boxes=(), box_reward=.5, batch=1)|change)
 
 # --- scoring a step ------------------------------------------------------------------------------------------------
 

@@ -248,7 +248,7 @@ class OtherArchive(Archive):
         "The highest rank is kept"
         if self.rule == "bad":
             return -ref.box_reward
-        return rng_for(self.seed, "reference", ref.sample_id, ref.step, ref.text).random()
+        return rng_for(self.seed, "reference", ref.sample_id, ref.batch, ref.text).random()
 
 # %% ../../nbs/studies/arms.ipynb #3c0717fc
 class FadingJudge:
