@@ -171,7 +171,7 @@ def _consistency_pairs(group, reference):
     for rollout in group.of(Stream.TEXTUAL):
         reasoning = rollout.parsed.think or ""
         if reasoning.strip():
-            pair = Pair(group.sample.question, reference.text, reasoning)
+            pair = Pair(group.sample.judged_question, reference.text, reasoning)
             comparisons.append(_Comparison(rollout, "consistency", pair))
         else:
             rollout.reward.parts["consistency"] = 0.
@@ -181,7 +181,8 @@ def _accuracy_pairs(group):
     "A comparison for each answer that only a judge can compare with the truth"
     sample = group.sample
     undecided = [rollout for rollout in group.rollouts if rollout.reward.rule == "judge"]
-    return [_Comparison(rollout, "accuracy", Pair(sample.question, sample.answer, rollout.parsed.answer))
+    question = sample.judged_question
+    return [_Comparison(rollout, "accuracy", Pair(question, sample.answer, rollout.parsed.answer))
             for rollout in undecided]
 
 def judge_groups(

@@ -44,6 +44,12 @@ class Sample:
     source: str = ""         # Name of the data set it came from
     question_type: str = ""  # Free label by which results are broken down
     paired: bool = True      # True: both streams; False: the unpaired stream
+    query: str = ""          # The question as a judge is told, where that differs from `question`
+
+    @property
+    def judged_question(self) -> str:
+        "The question as a judge is told"
+        return self.query or self.question
 
     @property
     def streams(self) -> tuple[Stream, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given,strategies as st
 
-from ivgr.archive import Archive, Reference, score_groups
+from ivgr.archive import Archive, Reference, judge_groups, score_groups
 from ivgr.core import Frame, Group, InputError, Parsed, Reward, Rollout, Sample, Stream
 from ivgr.judge import RubricJudge
 
@@ -271,3 +271,17 @@ def test_a_grounded_group_without_a_frame_is_named():
     g, = groups_of([("a", [(30., "blue", True)], [])])
     g.frame = None
     with pytest.raises(InputError, match="'a'.*frame=None"): score_groups([g], Archive(), RubricJudge(), 0)
+
+def test_a_judge_is_told_the_query():
+    "The policy is asked `problem`, with its options; a judge gets `query`, for both of its uses"
+    sample = Sample("a", (), "Which?\n(A) blue\n(B) red", "blue", boxes=((1, 1, 5, 5),), query="Which?")
+    replies = [Rollout(Stream.TEXTUAL, [], [], "", parsed=Parsed("I think.", "azure", well_formed=True),
+                       reward=Reward(dict(format=1., accuracy=None), rule="judge")) for _ in range(2)]
+    archive = Archive()
+    archive.offer(Reference("a", "I saw it.", step=0, boxes=[(1, 1, 5, 5)], box_reward=.9))
+    pairs = []
+    def judge(asked):
+        pairs.extend(asked)
+        return [1.]*len(asked)
+    judge_groups([Group(sample, replies)], archive, judge)
+    assert len(pairs)==4 and {pair.question for pair in pairs}=={"Which?"}

@@ -81,7 +81,7 @@ class Demonstrations(Dataset):
         if isinstance(self.data, Conversations):
             return self.data.demonstration(i)
         sample, row = self.data.read(i)
-        where = f"{str(self.data.file)!r}, row {i}"
+        where = self.data.where(i)
         stream = choose_stream(sample.id, self.textual_share, self.seed) if sample.paired else Stream.UNPAIRED
         reasoning = row["grounded"] if stream == Stream.GROUNDED else row["textual"]
         if not reasoning:
