@@ -83,7 +83,7 @@ class Frame:
     def original(
         cls,
         width: int,   # Of the file, in pixels
-        height: int,  # The same
+        height: int,  # Of the file, in pixels
     ) -> "Frame":
         "Pixels of the image file, e.g. `Frame.original(*image.size)`"
         return cls(width, height, "original")
@@ -92,7 +92,7 @@ class Frame:
     def resized(
         cls,
         width: int,   # Of the picture that the model is shown, in pixels
-        height: int,  # The same
+        height: int,  # Of that picture, in pixels
     ) -> "Frame":
         "Pixels of the picture that the model is shown"
         return cls(width, height, "resized")
@@ -130,16 +130,16 @@ class Rollout:
     logps: list[float]                  # `T` log-probabilities under the learning policy, at sampling time
     text: str                           # The tokens as text; only the end token is removed
     truncated: bool = False             # Stopped by the length limit, not by an end token
-    parsed: Parsed|None = None          # What the reader made of the text
+    parsed: Parsed|None = None          # What the parser made of the text
     reward: Reward|None = None          # Filled in by scoring
     ref_logps: list[float]|None = None  # `T` log-probabilities under the reference policy; None: no KL term
-    weights: list[float]|None = None    # `T` importance weights where another engine sampled, else None
-    advantage: float|None = None        # Against its query's rollouts in the same stream; after scoring
+    weights: list[float]|None = None    # `T` importance weights, set by `serve.rollouts`; None: sampled here
+    advantage: float|None = None        # Against its stream group; after scoring
 
 # %% ../nbs/00_core.ipynb #950b5a71
 @dataclass
 class Group:
-    "A sample and all its rollouts: the unit that is sampled, scored, packed and trained on"
+    "A sample and all its rollouts, `N` a stream: the unit that is sampled, scored, packed and trained on"
     sample: Sample                           # What was asked
     rollouts: list[Rollout]                  # Of every stream of the sample
     frame: Frame|None = None                 # Where this policy writes boxes for this very image
@@ -150,7 +150,7 @@ class Group:
         self,
         stream: Stream,       # One of the sample's streams
     ) -> list[Rollout]:       # In the order in which they were sampled
-        "The rollouts of one stream, which are compared with each other only"
+        "The stream group: the rollouts of one stream, which are compared with each other only"
         return [rollout for rollout in self.rollouts if rollout.stream == stream]
 
 # %% ../nbs/00_core.ipynb #55b8066e
