@@ -1,12 +1,13 @@
 """A chat server that scores pairs by a rule of its own, and fails on request: real sockets, one thread, no packages.
 
 As a program, `python tests/fault_server.py LATENCY` serves until its input ends, and prints its address first."""
-import asyncio,hashlib,json,math,sys,threading,time
+import asyncio,gzip,hashlib,json,math,sys,threading,time
 
 SCORES = dict(A=1., B=.7, C=.3, D=0.)
 FAULTS = ["500", "503-later", "429", "hang", "drip", "cut", "cut-body", "invalid", "shape", "empty", "prose", "article", "wrong-label",
-          "huge", "no-logprobs", "latency", "401"]
-LASTING = {"empty", "prose", "article", "wrong-label", "huge", "no-logprobs", "401"}  # asking again is no use: missing
+          "huge", "no-logprobs", "latency", "401", "flood", "error-flood", "gzip", "elsewhere"]
+LASTING = {"empty", "prose", "article", "wrong-label", "huge", "no-logprobs", "401",
+           "flood", "error-flood", "gzip", "elsewhere"}  # asking again is no use: missing
 
 ERROR = '{"error": {"message": "told to fail"}}'
 
@@ -19,10 +20,11 @@ def truth(pair, expect=True):
 
 class FaultServer:
     "`fault(i)` names the fault of the `i`-th request, or None; `with` starts and ends it"
-    def __init__(self, fault=lambda i: None, latency=0., port=0): self.fault,self.latency,self.port = fault,latency,port
+    def __init__(self, fault=lambda i: None, latency=0., port=0, elsewhere="http://localhost:9/v1"):
+        self.fault,self.latency,self.port,self.elsewhere = fault,latency,port,elsewhere
 
     def __enter__(self):
-        self.seen,self.times,self.headers,self.open,self.most = [],[],[],0,0
+        self.seen,self.times,self.headers,self.open,self.most,self.sent = [],[],[],0,0,0  # `sent`: bytes of floods
         self.loop,self.tasks = asyncio.new_event_loop(),set()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -78,7 +80,7 @@ class FaultServer:
             choice = dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text),
                           logprobs=logprob_fields if logprobs and request.get("logprobs") else None)
             return "200 OK",json.dumps(dict(id="x", object="chat.completion", created=0, model=request["model"], choices=[choice]))
-        if path!="/v1/chat/completions": return "404 Not Found",ERROR
+        if path.removesuffix("?again")!="/v1/chat/completions": return "404 Not Found",ERROR
         l = label(request["messages"][1]["content"])
         if fault=="empty": return reply("", first="D")
         if fault=="prose": return reply("Score: 1.0. The candidate says the same.", first="Score")
@@ -114,6 +116,17 @@ class FaultServer:
             await asyncio.sleep(.05)
             return False
         elif fault=="invalid": send(right[:-9])
+        elif fault in ("flood", "error-flood"):  # 200 MB that begin as they should
+            size = 200_000_000
+            send(right[:-1], "200 OK" if fault=="flood" else "400 Bad Request", length=size)
+            for _ in range(size//100_000):
+                writer.write(b" "*100_000)
+                await writer.drain()
+                self.sent += 100_000
+            return False
+        elif fault=="gzip": send(gzip.compress(right.encode()), "200 OK", "Content-Encoding: gzip")
+        elif fault=="elsewhere": send("", "307 Temporary Redirect", f"Location: {self.elsewhere}/chat/completions")
+        elif fault=="here": send("", "307 Temporary Redirect", f"Location: {line.split()[1]}?again")
         elif fault=="shape": send('{"choices": [], "score": 1.0}')
         else: send(right, status)
         await writer.drain()

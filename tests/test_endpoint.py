@@ -1,5 +1,5 @@
 "The judge on a server: whatever the server does, a score is right or missing, and the call ends"
-import asyncio,json,logging,os,random,signal,socket,sqlite3,subprocess,sys,threading,time,warnings
+import asyncio,json,logging,math,os,random,signal,socket,sqlite3,subprocess,sys,threading,time,tracemalloc,warnings
 from dataclasses import asdict,fields
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def loud():
         yield lambda: [str(w.message) for w in caught if "NO SCORE" in str(w.message)]
 
 KIND = {"500":"server", "503-later":"server", "429":"busy", "hang":"timeout", "drip":"timeout", "cut":"connection",
-        "cut-body":"connection", "invalid":"invalid", "shape":"invalid", "401":"rejected"}
+        "cut-body":"connection", "invalid":"invalid", "shape":"invalid", "401":"rejected", "elsewhere":"rejected"}
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f!="latency"])
 def test_a_server_that_always_fails(fault, loud):
@@ -107,6 +107,40 @@ def test_no_text_holds_a_special_token_of_the_server(place):
         sent = server.seen[0]["messages"][1]["content"]
     assert [t for t in TOKENS if t in sent]==[] and json.loads(sent)==texts
     assert place=="candidate" or '"candidate": "c <box>[1,2,3,4]</box> a < b [A]"' in sent  # all else as it was
+
+@pytest.mark.parametrize("fault", ["flood", "error-flood"])
+def test_an_answer_without_end_is_not_read(fault, loud):
+    "200 MB are neither read nor kept, whatever the status"
+    with FaultServer(lambda i: fault) as server:
+        tracemalloc.start()
+        try: assert judge_at(server.url, concurrency=1)(some(1))==[None]
+        finally: most,_ = tracemalloc.get_traced_memory()[1],tracemalloc.stop()
+        assert server.sent<20e6 and most<40e6   # the sockets' buffers hold some
+    assert "the answer is longer than 4.016 MB" in loud()[0]
+
+def test_another_server_gives_no_scores(loud):
+    with FaultServer() as other, FaultServer(lambda i: "elsewhere", elsewhere=other.url) as server:
+        assert judge_at(server.url)(some(1))==[None] and not other.seen
+    assert f"redirects to another one, 127.0.0.1:{other.port}" in loud()[0]
+
+def test_a_redirect_within_the_server_is_followed():
+    with FaultServer(lambda i: "here" if i==0 else None) as server:
+        assert check(some(1), judge_at(server.url)(some(1)))==0 and len(server.seen)==2
+
+def test_what_is_no_score_in_a_cache_is_none(tmp_path):
+    "A file by somebody else, without the check of ours"
+    pairs,bad = some(7),[7., -1., "0.5", "high", b"1", math.inf, None]
+    with FaultServer() as server:
+        judge = judge_at(server.url, cache=tmp_path/"ours.sqlite")
+        scores = judge(pairs)
+        with sqlite3.connect(tmp_path/"theirs.sqlite") as db:
+            db.execute("create table scores (key blob primary key, score)")
+            db.executemany("insert into scores values (?, ?)", [(judge._key(p), b) for p,b in zip(pairs, bad)])
+        theirs = judge_at(server.url, cache=tmp_path/"theirs.sqlite")
+        assert theirs(pairs)==scores and len(server.seen)==14
+        r = theirs.report()
+        assert (r["cached"], r["failed/cache"])==(0, 7)
+        assert judge_at(server.url, cache=tmp_path/"theirs.sqlite")(pairs)==scores and len(server.seen)==14  # mended
 
 def test_another_key_of_the_environment_is_not_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")

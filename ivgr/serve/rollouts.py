@@ -32,7 +32,7 @@ from ..loss import importance_weights
 from ..policy import Policy
 from ..prompts import messages
 from ivgr.serve.client import (
-    MALFORMED, Endpoint, Failed, check_server, env_setting, in_thread, is_whole, need,
+    ANSWER_BYTES, MALFORMED, Endpoint, Failed, check_server, env_setting, in_thread, is_whole, need,
 )
 from ..train.distributed import pad_microbatches
 from ..tree import Query, token_logps
@@ -350,6 +350,7 @@ def __call__(
 ) -> list[list[Rollout]]:                    # For each query, stream by stream; with our `logps` and weights
     "Sample rollouts of every stream of every query on the server"
     start = time.monotonic()
+    self.max_bytes = ANSWER_BYTES + 1000*n*max_new_tokens  # a token's id, text, bytes and log-probability
     model = jointly(partial(self._bring, policy))[0]
     seed = generator.initial_seed() if generator else int(torch.randint(2**31, ()))
     jobs = [(i, stream) for i, query in enumerate(queries) for stream in query.suffixes]
