@@ -50,11 +50,11 @@ def true_boxes(
 
 # %% ../nbs/04_rewards.ipynb #rw000001
 def box_parts(
-    replies: Sequence[Parsed],           # The `G` grounded replies to one query
+    replies: Sequence[Parsed],           # The `N` grounded replies to one query
     sample: Sample,                      # The query
     frame: Frame|None,                   # Where the model writes its boxes
     image_size: tuple[int, int]|None,    # (width, height) of the original first image, in pixels
-) -> list[float]:                        # `G` numbers in [0, 1]
+) -> list[float]:                        # `N` numbers in [0, 1]
     "The box reward of each grounded reply (paper: R_box)"
     if not replies:
         return []
