@@ -5,9 +5,9 @@ import asyncio,gzip,hashlib,json,math,sys,threading,time
 
 SCORES = dict(A=1., B=.7, C=.3, D=0.)
 FAULTS = ["500", "503-later", "429", "hang", "drip", "cut", "cut-body", "invalid", "shape", "empty", "prose", "article", "wrong-label",
-          "huge", "no-logprobs", "latency", "401", "flood", "error-flood", "gzip", "elsewhere"]
+          "huge", "no-logprobs", "latency", "401", "flood", "error-flood", "gzip", "elsewhere", "page"]
 LASTING = {"empty", "prose", "article", "wrong-label", "huge", "no-logprobs", "401",
-           "flood", "error-flood", "gzip", "elsewhere"}  # asking again is no use: missing
+           "flood", "error-flood", "gzip", "elsewhere", "page"}  # asking again is no use: missing
 
 ERROR = '{"error": {"message": "told to fail"}}'
 
@@ -124,6 +124,8 @@ class FaultServer:
                 await writer.drain()
                 self.sent += 100_000
             return False
+        elif fault=="page": send("<!DOCTYPE html><html><title>Sign in</title></html>")
+        elif fault and fault[:3].isdigit(): send(fault[4:], f"{fault[:3]} Told")  # "404 and the server's own words"
         elif fault=="gzip": send(gzip.compress(right.encode()), "200 OK", "Content-Encoding: gzip")
         elif fault=="elsewhere": send("", "307 Temporary Redirect", f"Location: {self.elsewhere}/chat/completions")
         elif fault=="here": send("", "307 Temporary Redirect", f"Location: {line.split()[1]}?again")

@@ -40,7 +40,7 @@ def loud():
         yield lambda: [str(w.message) for w in caught if "NO SCORE" in str(w.message)]
 
 KIND = {"500":"server", "503-later":"server", "429":"busy", "hang":"timeout", "drip":"timeout", "cut":"connection",
-        "cut-body":"connection", "invalid":"invalid", "shape":"invalid", "401":"rejected", "elsewhere":"rejected"}
+        "cut-body":"connection", "invalid":"invalid", "shape":"invalid", "401":"rejected", "elsewhere":"rejected", "page":"rejected"}
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f!="latency"])
 def test_a_server_that_always_fails(fault, loud):
@@ -141,6 +141,52 @@ def test_what_is_no_score_in_a_cache_is_none(tmp_path):
         r = theirs.report()
         assert (r["cached"], r["failed/cache"])==(0, 7)
         assert judge_at(server.url, cache=tmp_path/"theirs.sqlite")(pairs)==scores and len(server.seen)==14  # mended
+
+WORDS = {'401 {"error": {"message": "Incorrect API key provided: '+KEY+'"}}': "HTTP 401: Incorrect API key provided: ***",
+         '404 {"object": "error", "message": "The model `m` does not exist."}': "HTTP 404: The model `m` does not exist.",
+         '404 {"detail": "Not Found"}': "HTTP 404: Not Found",
+         '400 {"error": "This model can give 5 logprobs at most"}': "HTTP 400: This model can give 5 logprobs at most",
+         "403 <html><h1>Blocked</h1></html>": "HTTP 403: a web page", "400 no\x1b[2J\nway": "HTTP 400: no [2J way",
+         "500 CUDA out of memory": "HTTP 500: CUDA out of memory",
+         "page": "this is a web page, not an API"}
+
+@pytest.mark.parametrize("fault", WORDS)
+def test_the_servers_own_words(fault, loud):
+    with FaultServer(lambda i: fault) as server: assert judge_at(server.url, retries=0)(some(1))==[None]
+    message, = loud()
+    assert WORDS[fault] in message and KEY not in message and message.isprintable() and "proxy" not in message
+
+def clean(monkeypatch, **env):
+    "An environment with these proxies and certificates alone"
+    for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("SSL_CERT")]: monkeypatch.delenv(name)
+    for name,value in env.items(): monkeypatch.setenv(name, value)
+
+def test_a_proxy_in_the_way_is_named(monkeypatch, loud):
+    clean(monkeypatch, HTTP_PROXY=f"http://me:{KEY}@127.0.0.1:{free_port()}")
+    url = f"http://localhost:{free_port()}/v1"
+    judge_at(url, retries=0)(some(1))
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    judge_at(url, retries=0)(some(1))
+    with FaultServer(lambda i: "503 no route") as proxy:
+        clean(monkeypatch, ALL_PROXY=f"http://127.0.0.1:{proxy.port}")
+        judge_at("http://10.255.255.1:8000/v1", retries=0)(some(1))
+    through,direct,refused = loud()
+    assert "the proxy of HTTP_PROXY, perhaps set NO_PROXY=localhost" in through and "proxy" not in direct and KEY not in through
+    assert "HTTP 503: no route; requests go through the proxy of ALL_PROXY, perhaps set NO_PROXY=10.255.255.1" in refused
+
+@pytest.mark.parametrize("env,words", [
+    (dict(ALL_PROXY=f"socks5://me:{KEY}@127.0.0.1:1"), r"\(ALL_PROXY\) can't be used .*socksio"), (dict(all_proxy="foo://x"), r"\(all_proxy\) can't"),
+    (dict(HTTP_PROXY=f"http://me:{KEY}:c"), r"\(HTTP_PROXY\) can't"), (dict(SSL_CERT_FILE="/nowhere.pem"), "certificates.*SSL_CERT_FILE='/nowhere.pem'"),
+    (dict(SSL_CERT_FILE=__file__), "certificates.*SSL_CERT_FILE=")])
+def test_an_environment_that_cannot_work_is_named(monkeypatch, env, words):
+    if "socksio" in words: monkeypatch.setitem(sys.modules, "socksio", None)
+    clean(monkeypatch, **env)
+    with pytest.raises(InputError, match=words) as e: judge_at("http://localhost:8000/v1")
+    assert KEY not in str(e.value)
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1\n", "\nhttp://localhost:8000/v1", "http://local\thost/v1", "http://a/v1 ", "http://a/\x00"])
+def test_an_address_in_one_word(url):
+    with pytest.raises(InputError, match="url=.*: give an address like .*, without spaces or line ends"): judge_at(url)
 
 def test_another_key_of_the_environment_is_not_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")
@@ -295,7 +341,7 @@ def test_the_environment_says_where(monkeypatch):
     config = EndpointJudge().config
     assert (config.url, config.model, config.key)==("http://127.0.0.1:1/v1", "m", KEY)
     monkeypatch.delenv("IVGR_JUDGE_URL")
-    with pytest.raises(InputError, match="IVGR_JUDGE_URL"): EndpointJudge()
+    with pytest.raises(InputError, match="IVGR_JUDGE_URL .--judge_url on the command line"): EndpointJudge()
 
 def test_every_setting_can_come_from_the_environment(monkeypatch):
     values = dict(url="http://127.0.0.1:1/v1", model="m", key=KEY, scoring="sample", n=2, temperature=1.5, max_tokens=8, concurrency=3,

@@ -123,7 +123,8 @@ def test_a_passing_fault_changes_nothing(fault, policy, queries, host, right, tm
     assert [(r.stream, r.tokens, r.text, r.truncated) for r in flat(rollouts)]==[(r.stream, r.tokens, r.text, r.truncated) for r in flat(right)]
 
 MESSAGES = {"one-reply":"1 replies came, 2 were asked for", "no-ids":"0.10.2", "no-logprobs":"no log-probabilities", "other-prompt":"another prompt",
-        "flood":"the answer is longer than 4.06 MB", "elsewhere":"redirects to another one, localhost:9"}
+        "flood":"the answer is longer than 4.06 MB", "elsewhere":"redirects to another one, localhost:9",
+        "page":"a web page, not an API"}
 
 @pytest.mark.parametrize("fault", ["500", "429", "cut", "invalid", "aborted", "image-token", *MESSAGES])
 def test_a_lasting_fault_ends_the_step(fault, policy, queries, host, tmp_path):

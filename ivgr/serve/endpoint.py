@@ -80,7 +80,7 @@ class EndpointConfig:
     def __post_init__(self):
         check_server(self, "judge", "IVGR_JUDGE_")
         is_named = isinstance(self.model, str) and self.model
-        need(self, "model", is_named, "the model's name, here or in IVGR_JUDGE_MODEL")
+        need(self, "model", is_named, "the model's name, here or in IVGR_JUDGE_MODEL (--judge_model)")
         need(self, "scoring", self.scoring in ("expect", "sample"), "'expect' or 'sample'")
         need(self, "n", is_whole(self.n, 1), "a whole number from 1")
         need(self, "max_tokens", is_whole(self.max_tokens, 1), "a whole number from 1")

@@ -264,10 +264,7 @@ def _bring(self: RolloutServer, policy):
 def _error(self: RolloutServer, path, failed):
     "What ends a step, for people"
     config = self.config
-    words = failed.text[:400]
-    if config.key:
-        words = words.replace(config.key, "***")
-    event = f"{path} at {config.url}: {failed.kind}, {failed.detail}" + (f" ({words})" if words else "")
+    event = f"{path} at {config.url}: {failed.kind}, {self.explain(failed)}"
     if failed.kind == "rejected" and failed.detail in ("HTTP 401", "HTTP 403"):
         return InputError(f"the rollout server wants another key: {event}. It is read from IVGR_ROLLOUT_KEY")
     if failed.kind in ("rejected", "unreadable"):
