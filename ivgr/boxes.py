@@ -61,9 +61,9 @@ def is_four_numbers(
 
 # %% ../nbs/01_boxes.ipynb #17f339eb
 def pairwise_iou(
-    a: Any,   # `(M, 4)` boxes
-    b: Any,   # `(N, 4)` boxes in the same frame
-) -> Tensor:  # `(M, N)` in [0, 1]
+    a: Any,   # `(K, 4)` boxes
+    b: Any,   # `(L, 4)` boxes in the same frame
+) -> Tensor:  # `(K, L)` in [0, 1]
     "Intersection over union of each box in `a` with each box in `b`"
     return _iou(as_boxes(a), as_boxes(b))
 
@@ -82,8 +82,8 @@ def _area(boxes):
 
 # %% ../nbs/01_boxes.ipynb #cfb8df79
 def paper_box_reward(
-    pred: Any,  # `(M, 4)` predicted boxes; none are worth 0
-    gt: Any,    # `(N, 4)` true boxes in the same frame, at least one
+    pred: Any,  # `(predictions, 4)`; none are worth 0
+    gt: Any,    # `(targets, 4)` true boxes in the same frame, at least one
 ) -> Tensor:    # `()` in [0, 1]
     "Mean of recall and precision in IoU (paper: R_box, exactly as printed)"
     pred = as_boxes(pred)
@@ -116,19 +116,19 @@ def _distinct_rows(boxes):
 
 # %% ../nbs/01_boxes.ipynb #0d14f958
 def box_rewards(
-    preds: Sequence[Sequence],  # Of each of `G` replies: its boxes in the order written; none are worth 0
-    gt: Any,                    # `(N, 4)` true boxes in the same frame, at least one
+    preds: Sequence[Sequence],  # Of each reply: its boxes in the order written; none are worth 0
+    gt: Any,                    # `(targets, 4)` true boxes in the same frame, at least one
     n_invalid: Sequence[int],   # Of each reply: predictions that are no boxes; they count, and hit nothing
-) -> Tensor:                    # `(G,)` in [0, 1]
-    "The paper's R_box of each reply, except that every true box pays one prediction only"
+) -> Tensor:                    # `(replies,)` in [0, 1]
+    "The paper's R_box of each reply, except that every target pays one prediction only"
     targets = _targets(gt)
     replies = [_distinct_rows(boxes) for boxes in preds]
     _check_counts(n_invalid, len(replies))
     iou = _padded_iou(replies, targets)
-    best, payee = iou.max(1)      # `(G, N)`: the best IoU with each target, and the row that has it
-    pays = torch.zeros_like(iou)  # `(G, P, N)`: each target pays that row only
-    pays.scatter_(1, payee[:, None], best[:, None])
-    worth = pays.amax(2)          # `(G, P)`: of each box
+    best, paid = iou.max(1)         # `(replies, targets)`: the best IoU, and the box that has it
+    payment = torch.zeros_like(iou) # `(replies, boxes, targets)`: each target pays that box only
+    payment.scatter_(1, paid[:, None], best[:, None])
+    worth = payment.amax(2)         # `(replies, boxes)`
     n_predictions = _lengths(replies) + torch.tensor(n_invalid, dtype=torch.long)
     recall = best.mean(1)
     precision = worth.sum(1) / n_predictions.clamp(min=1)
@@ -138,7 +138,7 @@ def _lengths(replies):
     return torch.tensor([len(boxes) for boxes in replies], dtype=torch.long)
 
 def _padded_iou(replies, targets):
-    "`(G, P, N)`: each reply's boxes against the targets, then rows of zeros, at least one"
+    "`(replies, boxes, targets)`: each reply's boxes, then rows of zeros, at least one"
     n_rows = max(map(len, replies), default=0) + 1
     iou = targets.new_zeros(len(replies), n_rows, len(targets))
     is_box = torch.arange(n_rows) < _lengths(replies)[:, None]
@@ -155,11 +155,11 @@ def _check_counts(n_invalid, n_replies):
 
 # %% ../nbs/01_boxes.ipynb #97b161c0
 def box_reward(
-    pred: Any,           # `(M, 4)` predicted boxes in the order written; none are worth 0
-    gt: Any,             # `(N, 4)` true boxes in the same frame, at least one
+    pred: Any,           # `(predictions, 4)` in the order written; none are worth 0
+    gt: Any,             # `(targets, 4)` true boxes in the same frame, at least one
     n_invalid: int = 0,  # Further predictions that are no boxes at all
 ) -> Tensor:             # `()` in [0, 1]
-    "`box_rewards` of a single reply"
+    "`box_rewards` of a single reply, for examples and tests"
     return box_rewards([pred], gt, [n_invalid])[0]
 
 # %% ../nbs/01_boxes.ipynb #e30d57e0
