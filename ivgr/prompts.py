@@ -17,7 +17,7 @@ from typing import NamedTuple
 import yaml
 from fastcore.basics import patch
 
-from .boxes import convert, valid_boxes
+from .boxes import clip_boxes, convert, valid_boxes
 from .core import Frame, InputError, Parsed, Sample, Stream, write_atomic
 
 # %% ../nbs/02_prompts.ipynb #11ddd518
@@ -231,14 +231,15 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 def read_boxes(
     text: str,     # The reasoning
     frame: Frame,  # The coordinates that the model writes, for this image
-) -> tuple[tuple[tuple[float, ...], ...], int]:  # The valid boxes, as written; number of invalid ones
+) -> tuple[tuple[tuple[float, ...], ...], int]:  # The valid boxes, inside the image; number of invalid ones
     "Every tagged box of a text, sorted into usable ones and others"
     contents = list(_tagged(text))
     rows = [_four_numbers(content) for content in contents if content is not None]
     readable = [row for row in rows if row is not None]
     is_valid = valid_boxes(readable, frame).tolist()
-    boxes = tuple(row for row, valid in zip(readable, is_valid) if valid)
-    return boxes, len(contents) - len(boxes)
+    valid = [row for row, is_good in zip(readable, is_valid) if is_good]
+    boxes = clip_boxes(valid, frame.width, frame.height).tolist()
+    return tuple(map(tuple, boxes)), len(contents) - len(boxes)
 
 def _tagged(text:str) -> Iterator[str|None]:
     "The text between each pair of box tags, and None for each tag without a partner"
@@ -269,20 +270,26 @@ def move_boxes(
     src: Frame,  # Whose coordinates these are
     dst: Frame,  # Whose coordinates are wanted, for the same image
 ) -> str:        # The same text; what can't be read stays as it is
-    "Write every tagged box of a text in another frame, in whole numbers"
-    if src == dst:
-        return text
-
+    "Write every tagged box of a text in another frame, in whole numbers, inside the image"
     def moved(match):
         box = _four_numbers(match[1])
         if box is None:
             return match[0]
-        x1, y1, x2, y2 = convert([box], src, dst)[0].tolist()
+        inside = _without_overhang(box, src)
+        if src == dst:
+            return match[0] if inside == box else "<box>[{:g},{:g},{:g},{:g}]</box>".format(*inside)
+        x1, y1, x2, y2 = convert([inside], src, dst)[0].tolist()
         x1, x2 = _round_side(x1, x2, dst.width)
         y1, y2 = _round_side(y1, y2, dst.height)
         return f"<box>[{x1},{y1},{x2},{y2}]</box>"
 
     return re.sub(r"<box>([^<]*)</box>", moved, text)
+
+def _without_overhang(box, frame):
+    "A valid box cut to its image; another one as it is"
+    if not valid_boxes([box], frame).item():
+        return box
+    return tuple(clip_boxes([box], frame.width, frame.height)[0].tolist())
 
 def _round_side(low, high, edge):
     "Whole numbers, one apart at least, so that a thin box keeps an area"

@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 from ivgr.core import Frame
+from ivgr.prompts import read_boxes
 from ivgr.boxes import (
     as_boxes, box_reward, box_rewards, clip_boxes, convert, distinct_boxes, model_frame,
     pairwise_iou, paper_box_reward, union_box, valid_boxes,
@@ -125,7 +126,16 @@ def test_clipped_boxes_are_inside_or_empty(b, w, h):
     assert torch.equal(inside, meets)
     assert torch.equal(clip_boxes(c[inside], w, h), c[inside])
     kept = valid_boxes(b, f)
-    assert torch.equal(c[kept], as_boxes(b)[kept])  # what was valid is left alone
+    rows = as_boxes(b)
+    assert ((c[kept]-rows[kept]).abs()<=1).all()    # of what is valid, a pixel at most is cut off
+    assert torch.equal(kept, inside & ((c-rows).abs()<=1).all(1))
+
+def test_a_pixel_past_the_frame_costs_nothing():
+    "A prediction is cut to its image as a target is"
+    photo = Frame.original(224, 168)
+    for box,worth in (("[20,30,224,168]", 1.), ("[20,30,225,169]", 1.), ("[20,30,226,168]", 0.), ("[-1,30,224,168]", 204/224)):
+        boxes,invalid = read_boxes(f"<box>{box}</box>", photo)
+        assert box_reward(boxes, [(20, 30, 224, 168)], invalid)==pytest.approx(worth)
 
 @given(st.lists(boxes(0), min_size=1, max_size=4), boxes())
 def test_tensors_are_worth_what_lists_are(preds, gt):

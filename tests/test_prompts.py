@@ -45,7 +45,8 @@ def slow_boxes(text):
     for p in pairs:
         try: x1,y1,x2,y2 = json.loads(p.strip())
         except (ValueError, TypeError): bad += 1; continue
-        if 0<=x1<x2<=1000 and 0<=y1<y2<=1000: good.append((x1,y1,x2,y2))
+        x3,y3,x4,y4 = max(x1, 0),max(y1, 0),min(x2, 1000),min(y2, 1000)
+        if -1<=x1<x2<=1001 and -1<=y1<y2<=1001 and x3<x4 and y3<y4: good.append((x3,y3,x4,y4))
         else: bad += 1
     return tuple(good), bad
 

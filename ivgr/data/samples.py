@@ -238,6 +238,17 @@ class Samples(Sequence):
         "How an error names a row"
         return f"{str(self.file)!r}, row {self.numbers[i]}"
 
+    def name(
+        self,
+        i: int,  # Which of the rows in use
+    ) -> str:    # Empty for a row that is too broken to have one
+        "The id of a row, good or bad"
+        row = self.row(i)
+        try:
+            return _with_ending(_sample_id(row), self.repeats.get(self.numbers[i], 0))
+        except TypeError:
+            return ""
+
     def read(
         self,
         i: int,                  # Which of the rows in use
@@ -249,9 +260,7 @@ class Samples(Sequence):
         except InputError as e:
             raise InputError(f"{self.where(i)}: {e}") from None
         n_before = self.repeats.get(self.numbers[i], 0)
-        if n_before:
-            sample = replace(sample, id=f"{sample.id}-{n_before + 1}")
-        return sample, row
+        return replace(sample, id=_with_ending(sample.id, n_before)), row
 
     def select(
         self,
@@ -276,8 +285,11 @@ class Samples(Sequence):
         "A column as a list"
         values = self.table.column(name).to_pylist()
         return [values[number] for number in self.numbers]
+def _with_ending(name, n_before):
+    "The id of a question that was asked so many times before"
+    return f"{name}-{n_before + 1}" if n_before else name
 
-# %% ../../nbs/data/samples.ipynb #af5510da
+# %% ../../nbs/data/samples.ipynb #5e969f53
 @patch(as_prop=True)
 def sources(self: Samples) -> list[str|None]:
     "Where each row comes from"
@@ -319,7 +331,7 @@ def by_image(self: Samples) -> list[list[int]]:
     images = self.table.column("images")
     return rows_by_image(images[number].as_py() for number in self.numbers)
 
-# %% ../../nbs/data/samples.ipynb #73e27f7c
+# %% ../../nbs/data/samples.ipynb #2ee59dbe
 @patch
 def _check_ids(self: Samples):
     "`InputError` where two questions have one id"
