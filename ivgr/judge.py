@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SCORES', 'JUDGE_NAMES', 'LABELS', 'RUBRIC', 'SPECIAL_TOKEN', 'Pair', 'Judge', 'nearest', 'check_pairs', 'ask_judge',
            'Facts', 'merge_facts', 'without_boxes', 'read_facts', 'possible', 'contradicts', 'rubric_score', 'facts_of',
-           'RubricJudge', 'pair_json', 'judge_messages', 'read_label', 'mean_score', 'expected_score']
+           'RubricJudge', 'pair_json', 'judge_messages', 'read_letter', 'read_label', 'mean_score', 'expected_score']
 
 # %% ../nbs/05_judge.ipynb #3766413d
 import json
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -295,11 +296,25 @@ def judge_messages(
     return [dict(role="system", content=RUBRIC), dict(role="user", content=pair_json(pair._asdict()))]
 
 # %% ../nbs/05_judge.ipynb #728a96d5
+_WRAP = r"[\s*_`'\"“”()\[\]{}$]*"
+_LETTER = re.compile(rf"{_WRAP}(?:\\(?:boxed|text|mathrm|mathbf){_WRAP})*([A-D])[.。]?{_WRAP}[.。]?")
+
+def read_letter(
+    reply: str,  # All that the judge wrote
+) -> str|None:   # A letter of `LABELS`; None: the last line is something else
+    "The label on the last line, with wraps removed"
+    answer = reply.rpartition("</think>")[2].strip()
+    if not answer or "<think>" in answer:  # still thinking
+        return None
+    line = unicodedata.normalize("NFKC", answer.splitlines()[-1])
+    match = _LETTER.fullmatch(line)
+    return match and match[1]
+
 def read_label(
     reply: str,      # All that the judge wrote
-) -> float|None:     # A score of `LABELS`; None: not exactly one label
-    "The score of a reply that is one label and nothing else"
-    return LABELS.get(reply.strip())
+) -> float|None:     # A score of `LABELS`; None: its last line is not exactly one label
+    "The score of a reply that ends with a label"
+    return LABELS.get(read_letter(reply))
 
 # %% ../nbs/05_judge.ipynb #c5bd6edf
 def mean_score(
@@ -313,12 +328,12 @@ def mean_score(
     return sum(LABELS[label] * p for label, p in mass.items()) / total
 
 def expected_score(
-    top: Sequence[Mapping],  # The likeliest first tokens, each with `token` and `logprob`
+    top: Sequence[Mapping],  # The likeliest tokens where the label stands, with `token` and `logprob`
 ) -> float|None:             # In [0, 1]; None: less than half of the probability is on labels
     "Mean score under the probabilities of the labels"
     mass: dict[str, float] = defaultdict(float)
     for entry in top:
-        label = entry["token"].strip()
-        if label in LABELS:
+        label = read_letter(entry["token"])
+        if label:
             mass[label] += math.exp(entry["logprob"])
     return mean_score(mass)

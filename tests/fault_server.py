@@ -9,6 +9,8 @@ FAULTS = ["500", "503-later", "429", "hang", "drip", "cut", "cut-body", "invalid
 LASTING = {"empty", "prose", "article", "wrong-label", "huge", "no-logprobs", "401",
            "flood", "error-flood", "gzip", "elsewhere", "page"}  # asking again is no use: missing
 
+FORMS = {"dot": "{}.", "bold": "**{}**", "bracket": "({})", "wide": "{}", "boxed": "$\\boxed{{{}}}$", "after thinking": "<think>A? B?</think>\n\n{}",
+         "last line": "The candidate adds a tile.\n\n**{}**"}  # ways to write a label that are read
 ERROR = '{"error": {"message": "told to fail"}}'
 
 def label(user): return "ABCD"[hashlib.sha256(user.encode()).digest()[0]%4]
@@ -82,6 +84,9 @@ class FaultServer:
             return "200 OK",json.dumps(dict(id="x", object="chat.completion", created=0, model=request["model"], choices=[choice]))
         if path.removesuffix("?again")!="/v1/chat/completions": return "404 Not Found",ERROR
         l = label(request["messages"][1]["content"])
+        if fault in FORMS:
+            written = FORMS[fault].format(l if fault!="wide" else chr(ord(l)+0xfee0))
+            return reply(written, first=l, other="BCDC"["ABCD".index(l)])
         if fault=="empty": return reply("", first="D")
         if fault=="prose": return reply("Score: 1.0. The candidate says the same.", first="Score")
         if fault=="article": return reply("A contradiction", first="A", other="B")

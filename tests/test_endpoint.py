@@ -9,7 +9,7 @@ from ivgr.core import InputError
 from ivgr.serve.endpoint import EndpointConfig, EndpointJudge
 from ivgr.judge import Pair
 
-from fault_server import FAULTS,LASTING,FaultServer,truth
+from fault_server import FAULTS,FORMS,LASTING,FaultServer,truth
 
 KEY = "sk-never-to-be-seen"
 FAST = dict(model="m", key=KEY, timeout=10., retries=4, backoff=.02, concurrency=16, budget=120.)  # limits for a busy machine
@@ -85,6 +85,12 @@ def test_samples_are_asked_one_by_one_and_all_must_be_read():
     with FaultServer(lambda i: "prose" if i==3 else None) as server:
         scores = judge_at(server.url, scoring="sample", n=4, concurrency=1)(pairs)
         assert scores[0] is None and check(pairs, scores, expect=False)==1
+
+@pytest.mark.parametrize("scoring", ["expect", "sample"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_label_in_another_form_is_a_label(form, scoring):
+    with FaultServer(lambda i: form) as server:
+        assert check(some(5), judge_at(server.url, scoring=scoring, n=1, max_tokens=99)(some(5)), scoring=="expect")==0
 
 def test_what_is_sent():
     with FaultServer() as server:

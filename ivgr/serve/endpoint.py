@@ -29,9 +29,16 @@ from ivgr.serve.client import (
 )
 
 # %% ../../nbs/serve/endpoint.ipynb #749b8422
+def _grade_token(tokens, score):
+    "The last token that is the reply's letter, which may follow thoughts; else the first"
+    for token in reversed(tokens):
+        if read_label(token.get("token") or "") == score:
+            return token
+    return tokens[0]
+
 def read_score(
     answer: str,   # Of the server, as it came
-    expect: bool,  # From the probabilities of the first token; False: from the reply
+    expect: bool,  # From the probabilities where the letter stands; False: from the reply
 ) -> float:        # In [0, 1]
     "The score in a server's answer; raises `Failed` where there is none"
     try:
@@ -40,10 +47,12 @@ def read_score(
         tokens = (choice.get("logprobs") or {}).get("content") if expect else None
         if expect and not tokens:  # comes first: with this setting no reply could be read
             raise Failed("unreadable", "no logprobs: use scoring='sample'")
-        if score is None or choice.get("finish_reason") == "length":
+        if choice.get("finish_reason") == "length":
+            raise Failed("unreadable", "the reply was cut: raise max_tokens, or turn off its thinking")
+        if score is None:
             raise Failed("unreadable", "the reply is not one letter")
         if expect:
-            score = expected_score(tokens[0]["top_logprobs"])
+            score = expected_score(_grade_token(tokens, score)["top_logprobs"])
     except MALFORMED as error:
         raise Failed("invalid", f"{type(error).__name__} in the answer") from None
     if score is None:
@@ -68,7 +77,7 @@ class EndpointConfig:
     scoring: str = _env("scoring", "expect")       # `expect`: from probabilities; `sample`: mean of `n`
     n: int = _env("n", 4)                          # Replies per pair with `sample`
     temperature: float = _env("temperature", .5)   # With `sample`; `expect` asks at 0
-    max_tokens: int = _env("max_tokens", 4)        # Room to see that the letter was all
+    max_tokens: int = _env("max_tokens", 4)        # Room for the letter; a model that thinks needs more
     concurrency: int = _env("concurrency", 64)     # Requests under way at the same time
     timeout: float = _env("timeout", 30.)          # Seconds for one attempt, up to its last byte
     retries: int = _env("retries", 4)              # Attempts after the first
