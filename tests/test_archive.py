@@ -278,7 +278,7 @@ def test_a_judge_is_told_the_query():
     replies = [Rollout(Stream.TEXTUAL, [], [], "", parsed=Parsed("I think.", "azure", well_formed=True),
                        reward=Reward(dict(format=1., accuracy=None), rule="judge")) for _ in range(2)]
     archive = Archive()
-    archive.offer(Reference("a", "I saw it.", step=0, boxes=[(1, 1, 5, 5)], box_reward=.9))
+    archive.offer(Reference("a", "I saw it.", batch=0, boxes=[(1, 1, 5, 5)], box_reward=.9))
     pairs = []
     def judge(asked):
         pairs.extend(asked)
