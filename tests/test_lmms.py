@@ -77,7 +77,7 @@ def f1_scores(replies):
     rows = []
     for reply, truth in zip(replies, truths):
         scored.append(pope_process_results(dict(answer=truth, question_id="0"), [reply])["pope_f1_score"])
-        rows.append(dict(answer=reply, truth=truth, accuracy=float(reply == truth)))
+        rows.append(dict(answer=reply, truth=truth, accuracy=float(reply == truth), question="", question_type="random"))
     return pope_aggregate_f1_score(scored), yes_scores(rows)["F1"]
 
 @pytest.mark.parametrize("replies", [["yes", "yes", "no", "no", "yes", "no"], ["no"] * 6, ["yes"] * 6])

@@ -7,7 +7,7 @@ Give what `ivgr eval` wrote for the shipped policy, and finished demos:
 """
 import argparse,json
 from pathlib import Path
-from ivgr.evaluate.benchmarks import read_run
+from ivgr.evaluate.leaderboard import read_run
 from ivgr.evaluate.statistics import summarise
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -36,7 +36,7 @@ from ..sampler import make_groups, sample_rollouts
 # %% ../../nbs/evaluate/ask.ipynb #e578d48b
 RESULT = ("id", "mode", "stream", "reply", "source", "question_type", "question", "answer", "truth", "text",
           "accuracy", "format", "box", "iou", "boxes", "views", "tokens", "seconds", "truncated", "rule",
-          "image")
+          "image", "targets")
 
 # %% ../../nbs/evaluate/ask.ipynb #f2a32a46
 def _mean_best_iou(
@@ -84,7 +84,8 @@ def _row(
         seconds=None,
         truncated=bool(rollout.truncated),
         rule=reward.rule,
-        image=image)
+        image=image,
+        targets=[list(box) for box in sample.boxes])
 
 def _group_results(group, rules):
     "One row for each rollout of a group"

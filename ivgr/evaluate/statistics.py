@@ -66,7 +66,7 @@ def bootstrap(
 
 # %% ../../nbs/evaluate/statistics.ipynb #63ae8f91
 # what older results may lack
-_DEFAULTS: dict[str, Any] = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="")
+_DEFAULTS: dict[str, Any] = dict(reply=0, source="", iou=None, views=0, seconds=None, rule="", targets=None)
 
 def checked_results(
     results: Iterable[Mapping],  # Rows, possibly of an older version

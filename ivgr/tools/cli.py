@@ -508,7 +508,7 @@ def run_eval(
     argv:Sequence[str], # Flags
 )->int:                 # 1 where questions were skipped
     "`ivgr eval`"
-    from ivgr.evaluate.benchmarks import leaderboard
+    from ivgr.evaluate.leaderboard import leaderboard
     flags = eval_parser().parse_args(argv)
     if flags.leaderboard:
         print(leaderboard(flags.leaderboard))
@@ -538,7 +538,8 @@ def evaluate_policy(
     import torch
     from ivgr.data.answers import read_rules, warn_unmatched
     from ivgr.evaluate.ask import evaluate, read_modes
-    from ivgr.evaluate.benchmarks import benchmark_report, evaluate_into, load_samples, write_report
+    from ivgr.evaluate.leaderboard import benchmark_report, box_notes, evaluate_into
+    from ivgr.evaluate.leaderboard import load_samples, write_report
     from ivgr.policy import load_policy
     rules = read_rules(flags.answer_rules)
     modes = read_modes(flags.modes)
@@ -558,7 +559,8 @@ def evaluate_policy(
         return write_report(flags.out, samples, results, flags.benchmark, skipped), results, skipped
     skipped = []
     results = evaluate(policy, samples, batch_size=flags.batch_size, skipped=skipped, **asked)
-    return benchmark_report(results, flags.benchmark, skipped), results, skipped
+    report = benchmark_report(results, flags.benchmark, skipped, box_notes(samples))
+    return report, results, skipped
 
 def compare_runs(
     one:str,      # Directory of a finished run
@@ -567,7 +569,7 @@ def compare_runs(
 )->None:
     "Say what has changed from one evaluation to another"
     from ivgr.core import write_atomic
-    from ivgr.evaluate.benchmarks import load_samples, read_run
+    from ivgr.evaluate.leaderboard import load_samples, read_run
     from ivgr.evaluate.report import before_after_table, write_page
     _, before = read_run(one)
     run, after = read_run(other)
