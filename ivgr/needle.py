@@ -143,16 +143,16 @@ def region(
 def box_text(
     box: Sequence[float],  # `(x1, y1, x2, y2)` in pixels
     size: int,             # Side of the image, in pixels
-    step: int = 20,        # Coordinates are rounded to multiples of this many thousandths
+    grid: int = 20,        # Coordinates are rounded to multiples of this many thousandths
 ) -> str:                  # e.g. `"<box>[100,200,300,400]</box>"`
     "A box as the grounded stream writes it: thousandths of the image's sides"
-    last = 1000 // step
-    x1, y1, x2, y2 = (round(v / size * 1000 / step) for v in box)
+    last = 1000 // grid
+    x1, y1, x2, y2 = (round(v / size * 1000 / grid) for v in box)
     x1 = min(x1, last - 1)
     y1 = min(y1, last - 1)
     x2 = max(x2, x1 + 1)
     y2 = max(y2, y1 + 1)
-    return f"<box>[{x1 * step},{y1 * step},{x2 * step},{y2 * step}]</box>"
+    return f"<box>[{x1 * grid},{y1 * grid},{x2 * grid},{y2 * grid}]</box>"
 
 # %% ../nbs/03_needle.ipynb #d3b3295f
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Question:
     kind: str       # `attribute` or `relation`
     options: int    # 0: open; else the number of options
     textual: str    # True reasoning in words
-    grounded: str   # The same with boxes
+    grounded: str   # True reasoning with boxes
 
 # %% ../nbs/03_needle.ipynb #080e191c
 def _with_options(
@@ -208,7 +208,7 @@ def relation_question(
     size: int,              # Side of the image, in pixels
     n_options: int = 0,     # 0: open; else 2
 ) -> Question|None:         # None where no two tiles are clearly apart
-    "Ask how two tiles lie to each other"
+    "Ask how two tiles lie relative to each other"
     pairs = _clear_pairs(tiles, size)
     if not pairs:
         return None
