@@ -71,8 +71,8 @@ class Tree:
         return [total - 1 for total in accumulate(map(len, self.tokens))]
 
     @property
-    def causal(self) -> int:
-        "Number of tokens at the start that see all that come before them: up to the second branch"
+    def n_causal(self) -> int:
+        "Length of the leading part whose mask is plain causal: the prefix and the first suffix"
         for node, parent in enumerate(self.parents):
             if parent != node - 1:
                 return self.starts[node]
@@ -91,7 +91,7 @@ class Tree:
 def tree_mask(
     tree: Tree,      # `n` nodes, `L` tokens
     start: int = 0,  # The first row to return
-) -> Tensor:           # `(L-start, L)` bool: row `i` may attend to column `j`
+) -> Tensor:         # `(L-start, L)` bool: row `i` may attend to column `j`
     "Let every token see itself and its ancestors, and nothing else"
     n = len(tree.parents)
     is_ancestor = torch.eye(n, dtype=torch.bool)  # `(n, n)`: of node `i`, is node `j` one?
@@ -100,13 +100,14 @@ def tree_mask(
             is_ancestor[node] |= is_ancestor[parent]
     lengths = torch.tensor([len(tokens) for tokens in tree.tokens])
     node_of = torch.repeat_interleave(torch.arange(n), lengths)  # `(L,)`
-    return is_ancestor[node_of[start:]][:, node_of].tril(start)
+    sees_node = is_ancestor[node_of[start:]][:, node_of]  # `(L-start, L)`, later tokens included
+    return sees_node.tril(start)
 
 # %% ../nbs/08_tree.ipynb #49ec8052
 def tree_positions(
     tree: Tree,    # `L` tokens, `P` of them in the root
     root: Tensor,  # `(3, P)`: M-RoPE positions of the root, from the model
-) -> Tensor:         # `(3, L)`
+) -> Tensor:       # `(3, L)`
     "Continue every node's positions from the end of its parent"
     expected = (3, len(tree.tokens[0]))
     if root.shape != expected:
@@ -133,8 +134,8 @@ class Packed(NamedTuple):
         return Packed(*(x.to(device) for x in self))
 
     def seen_from(self,
-        rows: Tensor,  # `(B, R)`: indices of `R` tokens of each tree
-    ) -> Tensor:         # `(B, R, L)` bool
+        rows: Tensor,  # `(B, n)`: indices of `n` tokens of each tree
+    ) -> Tensor:       # `(B, n, L)` bool
         "What these tokens see"
         masked_rows, L = self.mask.shape[2:]
         causal_rows = L - masked_rows
@@ -150,13 +151,13 @@ def pack(
     trees: Sequence[Tree],    # `B` trees, one for each query
     roots: Sequence[Tensor],  # `(3, P)`: M-RoPE positions of each prefix
     pad: int = 0,             # Token id of the padding
-) -> Packed:                    # `(B, L)` ids with mask and positions, on the CPU
+) -> Packed:                  # `(B, L)` ids with mask and positions, on the CPU
     "Pad trees to one batch"
     B = len(trees)
     L = max(map(len, trees))
     ids = torch.full((B, L), pad)
     positions = torch.zeros(3, B, L, dtype=torch.long)
-    causal = min((tree.causal for tree in trees if tree.causal < len(tree)), default=L)
+    causal = min((tree.n_causal for tree in trees if tree.n_causal < len(tree)), default=L)
     mask = torch.eye(L, dtype=torch.bool)[causal:].repeat(B, 1, 1)
     for b, (tree, root) in enumerate(zip(trees, roots)):
         n = len(tree)
@@ -196,7 +197,7 @@ def unshare(
 # %% ../nbs/08_tree.ipynb #9820ccd1
 def backbone(
     model: Any,       # A Qwen2.5-VL, Qwen3-VL or Qwen3.5 model, with or without a peft wrapper
-) -> tuple[Any, Any]:   # The model without its head, which returns hidden states; and the head
+) -> tuple[Any, Any]:  # The model without its head, which returns hidden states; and the head
     "Take a policy's model apart"
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.model, base.lm_head
@@ -204,14 +205,14 @@ def backbone(
 # %% ../nbs/08_tree.ipynb #6b2e6245
 def layer_kinds(
     model: Any,  # The policy's model
-) -> set[str]:     # Such as `full_attention`, `sliding_attention`, `linear_attention`
+) -> set[str]:   # Such as `full_attention`, `sliding_attention`, `linear_attention`
     "Kinds of layers in the language model, as its config names them"
     kinds = getattr(model.config.get_text_config(), "layer_types", None)
     return set(kinds or ["full_attention"])
 
 def packs(
     model: Any,  # The policy's model
-) -> bool:         # True: a packed tree gives what separate forwards give
+) -> bool:       # True: a packed tree gives what separate forwards give
     "Do all layers obey a mask?"
     return layer_kinds(model) <= {"full_attention", "sliding_attention"}
 
@@ -244,7 +245,7 @@ def selected_logps(
     temperature: float = 1.,  # As in sampling
     suppress_tokens: Sequence[int] = (),  # Token ids that can not be sampled (image tokens)
     chunk: int = 512,         # Tokens whose logits are held at once: 0.3 GB a copy with 152 thousand words
-) -> Tensor:                    # `(M,)`, float32
+) -> Tensor:                  # `(M,)`, float32
     "Log-probabilities of given tokens, with bounded memory"
     pieces = list(zip(hidden.split(chunk), targets.split(chunk)))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
@@ -262,13 +263,13 @@ BLOCK_ROWS = 512  # Masked rows that are computed at once
 
 def tree_attention(
     module: Any,     # The attention layer
-    query: Tensor,   # `(B, H, Q, D)`: `Q` rows
-    key: Tensor,     # `(B, G, K, D)`: `H/G` heads of queries share each head of keys
+    query: Tensor,   # `(B, H, Q, D)`: `H` query heads, `Q` rows
+    key: Tensor,     # `(B, G, K, D)`: `G` key heads, each shared by `H/G` query heads
     value: Tensor,   # `(B, G, K, D)`
     attention_mask: Tensor | None,  # `(B, 1, M, K)`, added to scores: of the last `M` rows; None: all causal
     scaling: float | None = None,   # Of the scores
     **kwargs,        # Passed on to `sdpa`
-) -> tuple[Tensor, None]:  # `(B, Q, H, D)`, and no attention weights
+) -> tuple[Tensor, None]:           # `(B, Q, H, D)`, and no attention weights
     "Attention with a mask for the last rows only"
     def attend(q, k, v, mask):
         return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)[0]
@@ -289,7 +290,7 @@ def tree_attention(
     return torch.cat([first, masked], 1), None
 
 def _attend_with_shared_keys(query, key, value, mask, scaling) -> Tensor:
-    "Put the queries of heads that share keys to these keys as further rows; `(B, Q, H, D)`"
+    "Let the query heads that share a key head be further rows of it; `(B, Q, H, D)`"
     B, H, Q, D = query.shape
     G = key.shape[1]
     sharing = H//G
@@ -343,7 +344,7 @@ def flex_tree_attention(
     attention_mask: BlockMask | Tensor | None,  # A `BlockMask`; anything else goes to `tree_attention`
     scaling: float | None = None,  # Of the scores
     **kwargs,        # Passed on to `tree_attention`
-) -> tuple[Tensor, None]:  # `(B, Q, H, D)`, and no attention weights
+) -> tuple[Tensor, None]:          # `(B, Q, H, D)`, and no attention weights
     "FlexAttention where the mask is one in blocks"
     if not isinstance(attention_mask, BlockMask):
         return tree_attention(module, query, key, value, attention_mask, scaling, **kwargs)
@@ -382,7 +383,7 @@ def mask_for(
     visible: Tensor,      # `(B, 1, M, K)` bool: the last `M` rows
     rows: int,            # Of the whole mask; those before are causal
     cached: bool = True,  # Do keys come from a cache?
-) -> Tensor | BlockMask:    # As `attention_mask` of the model
+) -> Tensor | BlockMask:  # As `attention_mask` of the model
     "A mask in the form that the model's attention reads"
     attention = model.config.get_text_config()._attn_implementation
     dtype = model.get_input_embeddings().weight.dtype
@@ -408,7 +409,7 @@ def forward_trees(
     trees: Sequence[Tree],       # `B` trees
     queries: Sequence[Query],    # The query of each, for pixels and positions
     cache: Cache | None = None,  # Keys and values are added to it
-) -> tuple[Tensor, Packed]:        # `(B, L, D)` hidden states, and what was fed
+) -> tuple[Tensor, Packed]:      # `(B, L, D)` hidden states, and what was fed
     "Run the backbone over packed trees; `InputError` where the model's layers can't"
     _check_packable(model, trees)
     check_window(model, max(tree.depth for tree in trees))
@@ -450,6 +451,7 @@ def _scored_tokens(trees: Sequence[Tree], counts: Sequence[int], L: int, device:
     mask = columns < torch.tensor(lengths, device=device)[:, None]
     return _Scored(torch.tensor(sources, device=device), torch.tensor(targets, device=device), mask)
 
+# %% ../nbs/08_tree.ipynb #0a5579e0
 def completion_logps(
     model: Any,                # The policy's model
     trees: Sequence[Tree],     # `B` trees; the last nodes of each are scored
@@ -457,7 +459,7 @@ def completion_logps(
     counts: Sequence[int],     # How many nodes of each tree are scored; `R` in all
     temperature: float = 1.,   # As in sampling
     suppress_tokens: Sequence[int] = (),  # Token ids that can not be sampled
-) -> tuple[Tensor, Tensor]:      # `(R, T)` log-probabilities, 0 where padded, and `(R, T)` bool mask
+) -> tuple[Tensor, Tensor]:    # `(R, T)` log-probabilities, 0 where padded, and `(R, T)` bool mask
     "Log-probability of every token in the last nodes of every tree"
     hidden, packed = forward_trees(model, trees, queries)
     scored = _scored_tokens(trees, counts, packed.ids.shape[1], hidden.device)
@@ -476,7 +478,7 @@ def token_logps(
     shared: bool = True,                    # One tree a query; False, or a model that can't: one a rollout
     temperature: float = 1.,                # As in sampling
     suppress_tokens: Sequence[int] = (),    # Token ids that can not be sampled
-) -> tuple[Tensor, Tensor]:                  # `(R, T)` log-probabilities and mask, in the order given
+) -> tuple[Tensor, Tensor]:                 # `(R, T)` log-probabilities and mask, in the order given
     "Log-probability of every token of every rollout (paper: log pi_theta of o_i,t given q)"
     if not (shared and packs(model)):
         queries, rollouts = unshare(queries, rollouts)
@@ -503,7 +505,7 @@ class _Microbatch:
 def microbatches(
     sizes: Sequence[tuple[int, int]],  # Of each part of a step: rows in a forward, and tokens of the longest
     budget: int,                       # Tokens in one forward, padding included
-) -> list[list[int]]:                    # Which parts go together; the most expensive microbatch first
+) -> list[list[int]]:                  # Which parts go together; the most expensive microbatch first
     "Split a step into microbatches; a part that exceeds the budget by itself goes alone"
     batches = []
     longest_first = sorted(range(len(sizes)), key=lambda part: -sizes[part][1])
