@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'Policy', 'shared_length', 'tokenize_prompts', 'encode', 'load_processors', 'quantisation', 'is_quantised',
-           'keep_trainable', 'find_adapter', 'load_policy', 'save_processors', 'save_policy', 'load_weights', 'frozen_base']
+           'keep_trainable', 'find_adapter', 'load_policy', 'save_processors', 'save_policy', 'load_weights',
+           'frozen_base']
 
 # %% ../nbs/09_policy.ipynb #18cc45aa
 import json
@@ -180,20 +181,20 @@ def _prefix_positions(policy: Policy, prefix: list[int], grid: torch.Tensor) -> 
 
 # %% ../nbs/09_policy.ipynb #0f9a0005
 def tokenize_prompts(
-    policy: Policy,                            # Who reads
-    asked: Sequence[tuple[Sample, Stream]],    # Prompts about the same image(s)
+    policy: Policy,                            # Whose tokenizer and image processor
+    requests: Sequence[tuple[Sample, Stream]], # One for each prompt, all about the same image(s)
     max_prompt: int | None = None,             # Longest prompt in tokens, image included; None: no limit
 ) -> tuple[Query, list[list[int]]]:            # A query without suffixes, and the suffix of each prompt
     "Tokenize prompts about the same images, and split them into shared prefix and suffixes"
-    sample, _ = asked[0]
+    sample, _ = requests[0]
     images = [load_image(image) for image in sample.images]
     features = _process_images(policy, sample, images)
     grid = features["image_grid_thw"]
     counts = _image_token_counts(policy, sample, grid)
     prompts = []
-    for one, stream in asked:
-        prompt = _tokenize_prompt(policy, one, stream, counts)
-        _check_length(one, stream, len(prompt), sum(counts), max_prompt)
+    for asked, stream in requests:
+        prompt = _tokenize_prompt(policy, asked, stream, counts)
+        _check_length(asked, stream, len(prompt), sum(counts), max_prompt)
         prompts.append(prompt)
     shared = shared_length(prompts)
     prefix = prompts[0][:shared]
@@ -213,8 +214,8 @@ def tokenize_prompts(
 
 # %% ../nbs/09_policy.ipynb #2a8cda00
 def encode(
-    policy: Policy,                 # Who reads
-    sample: Sample,                 # What is read
+    policy: Policy,                 # Whose tokenizer and image processor
+    sample: Sample,                 # The query as data
     max_prompt: int | None = None,  # Longest prompt in tokens, image included; None: no limit
     streams: Sequence[Stream] | None = None,  # Which prompts; default those of the sample
 ) -> Query:                         # With a suffix for each stream

@@ -27,15 +27,15 @@ from .tree import Packed, Query, Tree, backbone, check_window, forward_trees, ma
 
 # %% ../nbs/10_sampler.ipynb #467f312c
 class QueryOrder:
-    "Deal out rows, paired and unpaired at a given ratio; a pure function of seed and step"
+    "Deal out rows, paired and unpaired at a given ratio; a pure function of seed and batch number"
     def __init__(self,
         paired: Sequence[bool],  # For each row of the data: both streams (True), or the unpaired one
-        batch_size: int,         # Rows a step
-        unpaired_share: float | None = None,  # Share of unpaired rows in a step; None: as in the data
+        batch_size: int,         # Rows of a batch
+        unpaired_share: float | None = None,  # Share of unpaired rows in a batch; None: as in the data
         seed: int = 0,           # Another seed, another order
     ):
         if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: a step needs at least 1 query")
+            raise InputError(f"batch_size={batch_size}: a batch needs at least 1 query")
         if not paired:
             raise InputError("the data holds no rows")
         self.batch_size = batch_size
@@ -71,25 +71,25 @@ class QueryOrder:
             rows.append(decks[epoch][place])
         return rows
 
-    def _dealt_before(self, step: int) -> tuple[int, int]:
-        "Paired and unpaired rows before a step; rounded so that the share holds exactly in the long run"
-        total = step*self.batch_size
+    def _dealt_before(self, number: int) -> tuple[int, int]:
+        "Paired and unpaired rows before a batch; rounded so that the share holds exactly in the long run"
+        total = number*self.batch_size
         unpaired = round(total*self.share)
         return total - unpaired, unpaired
 
     def batch(self,
-        step: int,     # Number of the rollout batch, from 0
+        number: int,   # Of the batch of queries, from 0
     ) -> list[int]:    # `batch_size` row numbers
-        "The rows of one step"
-        paired, unpaired = self._dealt_before(step)
-        next_paired, next_unpaired = self._dealt_before(step + 1)
+        "The rows of one batch"
+        paired, unpaired = self._dealt_before(number)
+        next_paired, next_unpaired = self._dealt_before(number + 1)
         return self._deal(True, paired, next_paired) + self._deal(False, unpaired, next_unpaired)
 
     def epoch(self,
-        step: int,  # Number of the rollout batch, from 0
-    ) -> float:     # 2.5: two and a half times
-        "How often the paired rows (the unpaired, where there are no others) have been dealt before this step"
-        paired, unpaired = self._dealt_before(step)
+        number: int,  # Of the batch of queries, from 0
+    ) -> float:       # 2.5: two and a half times
+        "How often the paired rows (without any, the unpaired ones) have been dealt before this batch"
+        paired, unpaired = self._dealt_before(number)
         if self.decks[True]:
             return paired/len(self.decks[True])
         return unpaired/len(self.decks[False])
@@ -132,8 +132,8 @@ class PreallocatedLayer(DynamicLayer):
     STEPS = 16
 
     def lazy_initialization(self,
-        keys: Tensor,    # The first keys, `(B, G, tokens, D)`
-        values: Tensor,  # And values
+        keys: Tensor,    # The first keys, `(B, G, tokens, D)`: `G` key heads
+        values: Tensor,  # The first values, `(B, G, tokens, D)`
     ) -> None:
         "Take type and place from the first tokens"
         super().lazy_initialization(keys, values)
@@ -142,8 +142,8 @@ class PreallocatedLayer(DynamicLayer):
         self.value_room = values[:, :, :0]
 
     def update(self,
-        keys: Tensor,    # `(B, G, tokens, D)`
-        values: Tensor,  # The same shape
+        keys: Tensor,    # New keys, `(B, G, tokens, D)`
+        values: Tensor,  # New values, `(B, G, tokens, D)`
         *args, **kwargs,
     ) -> tuple[Tensor, Tensor]:  # All that were given so far
         "Add keys and values"
@@ -173,16 +173,15 @@ class PreallocatedLayer(DynamicLayer):
 # %% ../nbs/10_sampler.ipynb #5a7e0001
 @dataclass
 class Decoding:
-    """The rollouts of `B` queries while they are decoded: `R` rollouts of each, of at most `T` tokens.
-    `M` rows of each query are still computed; at first `M` is `R`. `K` keys fit into the cache."""
+    "The rollouts of `B` queries while they are decoded; `R` rollouts and `M` rows of each query"
     tokens: Tensor     # `(B, R, T)`: chosen so far; -1 after the end of a rollout
     logps: Tensor      # `(B, R, T)`: their log-probabilities; 0 after the end
     ended: Tensor      # `(B, R)` bool: has the rollout written an end token?
     rollouts: Tensor   # `(B, M)`: which rollout each row decodes
     hidden: Tensor     # `(B, M, D)`: the state from which each row's next token is chosen
     positions: Tensor  # `(B, M)`: position of that token
-    visible: Tensor    # `(B, M, K)` bool: which keys each row sees
-    n_keys: int        # Keys in the cache so far
+    visible: Tensor    # `(B, M, keys)` bool: which keys each row sees
+    n_keys: int        # Keys in the cache so far, the same for each query
 
 # %% ../nbs/10_sampler.ipynb #5a7e0003
 def start_decoding(
@@ -252,7 +251,7 @@ def rows_needed(self: Decoding) -> int:  # Of the query that has most; 0: all ha
     return int((~self.ended).sum(1).max())
 
 # %% ../nbs/10_sampler.ipynb #5a7e0010
-COMPACT_AT = .75  # Share of rows still going, from which on rows are dropped
+COMPACT_AT = .75  # Rows are dropped when at most this share of them still goes on
 
 @patch
 def compact(self: Decoding,
@@ -283,8 +282,8 @@ def add_keys(self: Decoding) -> int:  # Where they start
 class FixedLayer(StaticLayer):
     "A cache layer of fixed size; under autocast keys come in another type than values"
     def update(self,
-        keys: Tensor,    # `(B, G, tokens, D)`
-        values: Tensor,  # The same shape
+        keys: Tensor,    # New keys, `(B, G, tokens, D)`
+        values: Tensor,  # New values, `(B, G, tokens, D)`
         *args, **kwargs,
     ) -> tuple[Tensor, Tensor]:  # The whole room, `(B, G, room, D)`
         "Add keys and values"

@@ -264,9 +264,9 @@ BLOCK_ROWS = 512  # Masked rows that are computed at once
 def tree_attention(
     module: Any,     # The attention layer
     query: Tensor,   # `(B, H, Q, D)`: `H` query heads, `Q` rows
-    key: Tensor,     # `(B, G, K, D)`: `G` key heads, each shared by `H/G` query heads
-    value: Tensor,   # `(B, G, K, D)`
-    attention_mask: Tensor | None,  # `(B, 1, M, K)`, added to scores: of the last `M` rows; None: all causal
+    key: Tensor,     # `(B, G, keys, D)`: `G` key heads, each shared by `H/G` query heads
+    value: Tensor,   # `(B, G, keys, D)`
+    attention_mask: Tensor | None,  # `(B, 1, M, keys)`, added to scores of the last `M` rows; None: all causal
     scaling: float | None = None,   # Of the scores
     **kwargs,        # Passed on to `sdpa`
 ) -> tuple[Tensor, None]:           # `(B, Q, H, D)`, and no attention weights
@@ -314,7 +314,7 @@ def _attend_in_blocks(attend, query, key, value, mask) -> Tensor:
 
 # %% ../nbs/08_tree.ipynb #762c6eba
 def block_mask(
-    visible: Tensor,  # `(B, 1, M, K)` bool: the last `M` rows
+    visible: Tensor,  # `(B, 1, M, keys)` bool: the last `M` rows
     rows: int,        # Of the whole mask; those before are causal
 ) -> BlockMask:
     "The mask in blocks, for FlexAttention"
@@ -339,8 +339,8 @@ def _compiled_flex_attention() -> Callable:
 def flex_tree_attention(
     module: Any,     # The attention layer
     query: Tensor,   # `(B, H, Q, D)`
-    key: Tensor,     # `(B, G, K, D)`
-    value: Tensor,   # `(B, G, K, D)`
+    key: Tensor,     # `(B, G, keys, D)`
+    value: Tensor,   # `(B, G, keys, D)`
     attention_mask: BlockMask | Tensor | None,  # A `BlockMask`; anything else goes to `tree_attention`
     scaling: float | None = None,  # Of the scores
     **kwargs,        # Passed on to `tree_attention`
@@ -365,7 +365,7 @@ def register_attention() -> None:
 
 # %% ../nbs/08_tree.ipynb #27665e68
 def _all_rows(visible: Tensor, rows: int) -> Tensor:
-    "Put the causal rows before the last ones: `(B, 1, M, K)` to `(B, 1, rows, K)`"
+    "Put the causal rows before the last ones: `(B, 1, M, keys)` to `(B, 1, rows, keys)`"
     B, _, masked, keys = visible.shape
     causal = rows - masked
     if not causal:
@@ -380,7 +380,7 @@ def _as_numbers(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 def mask_for(
     model: Any,           # The policy's model
-    visible: Tensor,      # `(B, 1, M, K)` bool: the last `M` rows
+    visible: Tensor,      # `(B, 1, M, keys)` bool: the last `M` rows
     rows: int,            # Of the whole mask; those before are causal
     cached: bool = True,  # Do keys come from a cache?
 ) -> Tensor | BlockMask:  # As `attention_mask` of the model
