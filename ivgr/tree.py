@@ -266,7 +266,7 @@ def tree_attention(
     query: Tensor,   # `(B, H, Q, D)`: `H` query heads, `Q` rows
     key: Tensor,     # `(B, G, keys, D)`: `G` key heads, each shared by `H/G` query heads
     value: Tensor,   # `(B, G, keys, D)`
-    attention_mask: Tensor | None,  # `(B, 1, M, keys)`, added to scores of the last `M` rows; None: all causal
+    attention_mask: Tensor | None,  # `(B, 1, M, keys)`, added to scores of the last `M` rows; None: causal
     scaling: float | None = None,   # Of the scores
     **kwargs,        # Passed on to `sdpa`
 ) -> tuple[Tensor, None]:           # `(B, Q, H, D)`, and no attention weights
