@@ -22,7 +22,7 @@ from .core import InputError, is_number
 
 # %% ../nbs/05_judge.ipynb #2ad7d8a5
 SCORES = (0., .3, .7, 1.)  # contradicts; missing and extra; missing or extra; says the same
-JUDGE_NAMES = ("rubric", "endpoint", "policy", "none")  # the judges that a run can choose
+JUDGE_NAMES = ("rubric", "endpoint", "policy", "none")  # what `ivgr train --judge` can name
 
 class Pair(NamedTuple):
     "One comparison"
@@ -31,10 +31,14 @@ class Pair(NamedTuple):
     candidate: str  # Reasoning of a textual rollout, to be scored
 
 class Judge(Protocol):
-    "Anything that scores pairs"
+    """Anything that scores pairs
+
+    The trainer also uses two members that a judge may have. `waits = True` says that it waits for another
+    machine, so that other work runs meanwhile. `report()` returns counts for the log since its last call.
+    """
     def __call__(
         self,
-        pairs: Sequence[Pair],  # All comparisons of a step
+        pairs: Sequence[Pair],  # All comparisons of a batch
     ) -> list[float|None]:      # One score in [0, 1] per pair, in order; `None`: missing
         ...
 
@@ -55,7 +59,7 @@ def check_pairs(
 
 def ask_judge(
     judge: Judge,           # Who is asked
-    pairs: Sequence[Pair],  # All comparisons of a step; without any the judge is not called
+    pairs: Sequence[Pair],  # All comparisons of a batch; without any the judge is not called
 ) -> list[float|None]:      # One score in [0, 1] or `None` per pair
     "Ask a judge, and check what it answers; `InputError` where that is not a score or None for each pair"
     if not pairs:
@@ -142,11 +146,12 @@ def read_facts(
 
 # %% ../nbs/05_judge.ipynb #960aea12
 _CELLS = dict(upper=0, middle=1, lower=2, left=0, centre=1, right=2)
+_LINES = ("line at 1/3", "line at 2/3")  # the first lies between cells 0 and 1, the second between 1 and 2
 
 def _predecessors(facts, axis):
-    "What must stand before each tile along one axis; 1 and 2 are the lines at one and two thirds"
+    "What must come before each tile and line along one axis"
     before = defaultdict(set)
-    before[2].add(1)
+    before[_LINES[1]].add(_LINES[0])
     for relation_axis, first, second in facts.relations:
         if relation_axis == axis:
             before[second].add(first)
@@ -154,9 +159,9 @@ def _predecessors(facts, axis):
         row, column = region.split()
         cell = _CELLS[column if axis == "x" else row]
         if cell > 0:
-            before[tile].add(cell)
+            before[tile].add(_LINES[cell - 1])
         if cell < 2:
-            before[cell + 1].add(tile)
+            before[_LINES[cell]].add(tile)
     return before
 
 def possible(
