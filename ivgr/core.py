@@ -184,8 +184,10 @@ def write_atomic(
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as e:
         partial.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            e.filename = str(path)
         raise
     return path
 

@@ -27,6 +27,7 @@ from .evaluate.statistics import summarise
 from .needle import NeedleConfig, write_needle
 from .policy import Policy
 from .train.rl import train
+from .train.runs import whole_checkpoints
 from .train.settings import load_base
 from .trainer import DualStreamConfig
 
@@ -91,7 +92,7 @@ def _keep_results(out):
     run = out/"run"
     for name in ("metrics.jsonl", "completions.jsonl"):
         shutil.copyfile(run/name, out/name)
-    unneeded = shutil.ignore_patterns("checkpoint-*", "*.jsonl", "run.json")
+    unneeded = shutil.ignore_patterns("checkpoint-*", "*.jsonl", "run.json", ".lock")
     shutil.copytree(run, out/"checkpoint", ignore=unneeded, dirs_exist_ok=True)
 
 def _versions():
@@ -121,7 +122,8 @@ def demo(
 
     before = answer_splits(load_base(args), splits, out, "before", progress)
     training = time.perf_counter()
-    policy = train(args, resume, progress)
+    has_begun = bool(whole_checkpoints(args.output_dir))
+    policy = train(args, resume and has_begun, progress)
     trained = time.perf_counter()
     after = answer_splits(policy, splits, out, "after", progress)
 

@@ -9,7 +9,7 @@ __all__ = ['SamplingConfig', 'RewardConfig', 'DualStreamConfig', 'add_advantages
 # %% ../nbs/12_trainer.ipynb #3def080a
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -34,8 +34,10 @@ from .policy import Policy, encode, frozen_base, load_weights, save_processors
 from .sampler import QueryOrder, make_groups, sample_rollouts
 from .train.distributed import StayFrozen, WeightedMeans, all_reduce_grads, check_sharding, gather_batch
 from .train.distributed import pad_microbatches, process_share, shard_base, skip_ddp, sum_over_processes
-from .train.runs import write_completions
+from .train.finite import FiniteSteps, breaks, check_weights
+from .train.runs import mark_unfinished, saving_when_stopped, write_completions
 from .train.settings import PolicyConfig, setting
+from .train.stops import STOPS
 from .tree import Query, build_tree, microbatches, packs, token_logps
 
 # %% ../nbs/12_trainer.ipynb #e483cf09
@@ -67,6 +69,9 @@ class RewardConfig(SamplingConfig):
     judge: str = setting(
         "rubric", "Who scores consistency: rubric (needle scenes), endpoint (a server), policy (its own "
                   "frozen base), none")
+    judge_required: bool = setting(
+        True, "A judge on a server that scores nothing in the first batch ends the run; false: go on, its "
+              "scores are missing")
     answer_rules: dict|str|None = setting(
         None, 'Rule by question_type or datasource: choice, yes/no, number, text, maths, judge; '
               'JSON, e.g. {"ours_geometry": "maths"}; default as each true answer tells')
@@ -97,7 +102,9 @@ class DualStreamConfig(RewardConfig):
     learning_rate: float = setting(3e-4, "Peak learning rate (the paper, full fine-tune of 7B: 1e-6)")
     lr_scheduler_type: str = setting("constant_with_warmup", "Learning rate schedule")
     warmup_steps: float = setting(5, "Steps of linear warm-up; below 1: share of all steps (the paper: 0.02)")
-    max_steps: int = setting(100, "Optimizer steps; -1: as num_train_epochs says")
+    max_steps: int|None = setting(
+        None, "Optimizer steps; default 100, or as num_train_epochs says where that is given")
+    num_train_epochs: float|None = setting(None, "Passes over the data, where max_steps is not given")
     logging_steps: float = setting(1, "Steps between two lines of the log")
     save_steps: float = setting(50, "Steps between two checkpoints; a multiple of updates_per_rollout")
     save_total_limit: int|None = setting(2, "Checkpoints to keep")
@@ -105,6 +112,10 @@ class DualStreamConfig(RewardConfig):
     ignore_data_skip: bool = True  # A batch is computed from the step, so there is nothing to skip
 
     def __post_init__(self):
+        if self.max_steps is None:
+            self.max_steps = 100 if self.num_train_epochs is None else -1
+        if self.num_train_epochs is None:
+            self.num_train_epochs = 3. # as `transformers` has it
         super().__post_init__()
         self.answer_rules = read_rules(self.answer_rules) or None
         check_loss_settings(self.clip_low, self.clip_high, self.dual_clip, self.beta)
@@ -233,9 +244,11 @@ class DualStreamTrainer(Trainer):
         self.samples = samples if args.streams == "both" else InStream(samples, Stream(args.streams))
         self.order = _query_order(samples, args)
         self.archive = Archive(args.tau)
-        self.ref_model = _frozen_copy(policy.model) if args.beta else None
+        self.reference = _frozen_copy(policy.model) if args.beta else None
         self.groups: list[Group] = []  # Of the present batch of rollouts
         self.means = WeightedMeans()   # For the log
+        self.finite_steps = FiniteSteps()
+        self.judge_was_asked = False
         if args.max_steps < 0:
             batches = -(-len(samples)//self.order.batch_size)
             args.max_steps = int(args.num_train_epochs*batches*args.updates_per_rollout)
@@ -271,9 +284,11 @@ def floating_point_ops(self: DualStreamTrainer, inputs)->int:
 
 @patch
 def _save(self: DualStreamTrainer, output_dir=None, state_dict=None):
+    folder = Path(output_dir or self.args.output_dir)
+    check_weights(self.model, f"after step {self.state.global_step}")
+    mark_unfinished(folder)
     Trainer._save(self, output_dir, state_dict)
     if self.args.should_save:  # one process does
-        folder = Path(output_dir or self.args.output_dir)
         save_processors(self.policy, folder)
         self.archive.save(folder/"archive.jsonl")
 
@@ -364,23 +379,40 @@ def score(self: DualStreamTrainer,
         pool.shutdown(cancel_futures=True)
     report = self.judge.report() if hasattr(self.judge, "report") else {}
     report = sum_over_processes(report)
+    self.check_judge(report)
     return {**stats, **{f"judge/{name}": value for name, value in report.items()}}
 
 @patch
+def check_judge(self: DualStreamTrainer,
+    report: Mapping[str, float],  # Of a judge on a server, summed over processes
+)->None:                          # Raises `InputError`
+    "End a run whose judge scored nothing when it was first asked"
+    pairs = report.get("pairs", 0)
+    if self.judge_was_asked or not pairs:
+        return
+    self.judge_was_asked = True
+    if self.args.judge_required and report["missing"] == pairs:
+        reasons = getattr(self.judge, "reasons", {})
+        words = "; ".join(f"{kind} ({reason})" for kind, reason in reasons.items())
+        raise InputError(f"the judge scored none of the {pairs:g} pairs of the first batch: {words}. "
+                         "Check its address, model and key, or train without its scores, with "
+                         "--judge_required false")
+
+@patch
 def reference_logps(self: DualStreamTrainer,
-    groups: Sequence[Group],  # Of one forward; the `ref_logps` of each rollout are filled in
+    groups: Sequence[Group],  # Of one forward; the `reference` of each rollout is filled in
 )->None:
     "Log-probabilities under the policy as it was at the start: a frozen copy, or the adapter switched off"
     device = self.policy.device
-    model = self.ref_model or self.policy.model
-    frozen = torch.no_grad() if self.ref_model else frozen_base(model)
+    model = self.reference or self.policy.model
+    frozen = torch.no_grad() if self.reference else frozen_base(model)
     # A new thread begins on card 0
     on_card = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with frozen, on_card:
         logps, mask = self.logps(model, groups)
     rollouts = [r for g in groups for r in g.rollouts]
     for rollout, row, is_token in zip(rollouts, logps, mask):
-        rollout.ref_logps = row[is_token].tolist()
+        rollout.reference = row[is_token].tolist()
 
 @patch
 def log_batch(self: DualStreamTrainer,
@@ -482,7 +514,7 @@ def update_loss(self: DualStreamTrainer,
     rollouts = [r for g in groups for r in g.rollouts]
     logps, mask = self.logps(self.policy.model, groups)
     old = padded([r.logps for r in rollouts], mask)
-    ref_logps = padded([r.ref_logps for r in rollouts], mask) if a.beta else None
+    reference = padded([r.reference for r in rollouts], mask) if a.beta else None
     weights = padded([r.weights for r in rollouts], mask) if rollouts[0].weights else None
     advantages = torch.tensor([r.advantage for r in rollouts], device=logps.device)
     loss = 0.
@@ -490,7 +522,7 @@ def update_loss(self: DualStreamTrainer,
         rows = torch.tensor([r.stream == stream for r in rollouts], device=logps.device)
         stream_loss, stats = policy_loss(
             logps[rows], old[rows], advantages[rows], mask[rows],
-            None if ref_logps is None else ref_logps[rows],
+            None if reference is None else reference[rows],
             a.clip_low, a.clip_high, a.dual_clip, a.beta, n_tokens,
             None if weights is None else weights[rows])
         loss = loss + stream_loss
@@ -515,30 +547,64 @@ def update(self: DualStreamTrainer,
     self.means.add(tokens)
     return total
 
+# %% ../nbs/12_trainer.ipynb #50b21bd5
+@patch
+def name_broken(self: DualStreamTrainer,
+    groups: Sequence[Group],  # Of a step whose numbers are not finite
+)->str:
+    "The queries that broke a step, with the parts of their rewards"
+    def learn(group):
+        loss = self.update_loss([group], 1)
+        self.accelerator.backward(loss)
+        return loss
+    if self.args.shard_base: # every forward would be one of all processes
+        broken = list(groups)
+    else:
+        broken = [g for g in groups if breaks(self.model, partial(learn, g))]
+    names = []
+    for group in broken:
+        rewards = [f"{r.stream} {r.reward.parts}" for r in group.rollouts]
+        names.append(f"query {group.sample.id!r}: {', '.join(rewards)}")
+    return "; ".join(names) or "no query of this process by itself"
+
+@patch
+def finite_update(self: DualStreamTrainer,
+    groups: Sequence[Group],  # As for `update`
+)->Tensor:                    # 0 where the step is not taken
+    "`update`, unless the loss or its gradients are not finite; then nothing is learned"
+    before = dict(self.means.sums)
+    loss = self.update(groups)
+    explain = partial(self.name_broken, with_signal(groups, self.args.beta))
+    if self.finite_steps.accept(self.model, loss, explain, self.state.global_step+1):
+        return loss
+    self.means.sums = before  # without the numbers of this step
+    self.means.add({"skipped_steps": 1})
+    return torch.zeros_like(loss)
+
 # %% ../nbs/12_trainer.ipynb #9dfa97da
 @patch
 @contextmanager
-def saving_when_stopped(self: DualStreamTrainer):
-    "Inside: Ctrl-C and a lost server leave a checkpoint of the last finished step"
+def leaving_safely(self: DualStreamTrainer):
+    "Inside: a step can be left, and is as if it had never begun; the updates on one batch end together"
     step = self.state.global_step
-    resumable = step and not step % self.args.updates_per_rollout
-    # Asked before the step: afterwards another process may have begun to write it
-    saved = (Path(self.args.output_dir)/f"checkpoint-{step}").exists()
-    try:
-        yield
-    except (KeyboardInterrupt, ConnectionError) as e:
-        if resumable and not saved:
-            self._save_checkpoint(self.model, None)
-        if isinstance(e, ConnectionError):
-            self.accelerator.wait_for_everyone()  # the launcher ends all when one ends
-        raise
+    resumable = step % self.args.updates_per_rollout == 0
+    archive = self.archive.state_dict() if resumable else {}
+    with saving_when_stopped(self, resumable):
+        try:
+            with STOPS.heard() if resumable else nullcontext():
+                yield
+        except BaseException:
+            if resumable:
+                self.archive.load_state_dict(archive)
+            raise
 
 @patch
 def training_step(self: DualStreamTrainer, model, inputs, num_items_in_batch=None)->Tensor:
     "One optimizer step's forward and backward"
     updates = self.args.updates_per_rollout
     batch, update = divmod(self.state.global_step, updates)
-    with self.saving_when_stopped():
+    check_weights(self.model, f"after step {self.state.global_step}")
+    with self.leaving_safely():
         if update == 0:
             self.groups = self.roll_out(inputs, batch)
-        return self.update(self.groups[update::updates])
+        return self.finite_update(self.groups[update::updates])

@@ -37,7 +37,7 @@ class Heard:
 def run(url, data, out, **settings):
     "Train; what the judge was asked and said, and the lines of the log"
     judge = Heard(EndpointJudge(EndpointConfig(url=url, model="m", **dict(timeout=2., retries=3, backoff=.02, budget=60.)|settings)))
-    args = DualStreamConfig(output_dir=str(out), beta=.01, judge="endpoint", use_cpu=True, disable_tqdm=True, **SIZES)
+    args = DualStreamConfig(output_dir=str(out), beta=.01, judge="endpoint", judge_required=False, use_cpu=True, disable_tqdm=True, **SIZES)
     trainer = DualStreamTrainer(load_policy(device="cpu"), args, Samples(data), judge)
     trainer.add_callback(RunLog(progress=False))
     before = [p.detach().clone() for p in trainer.model.parameters()]
@@ -64,6 +64,18 @@ def test_down_from_beginning_to_end(data, tmp_path):
     assert judge.pairs and set(judge.scores)=={None} and len(log)==SIZES["max_steps"]
     assert not any("textual/consistency" in l for l in log)  # absent, not 0
     assert all(l["judge/failed/connection"] for l in log if l["judge/pairs"])
+
+@pytest.mark.parametrize("fault,words", [("401", "told to fail"), (None, "ConnectError")], ids=["refused", "down"])
+def test_a_judge_that_never_answers_ends_the_run_with_the_servers_words(fault, words, data, tmp_path):
+    few = ["--judge_retries", "0", "--judge_timeout", "2"]
+    with FaultServer(lambda i: fault) as server:
+        if fault is None: server.server.close()
+        status,said = start(data, tmp_path/"run", server.url, *few).end(120)
+        assert status==2 and words in said and "--judge_required false" in said and "Traceback" not in said, said
+        start(data, tmp_path/"other", server.url, *few, "--judge_required", "false").finish()
+    card = (tmp_path/"other"/"README.md").read_text()
+    assert f"(model `m` at `{server.url}`)" in card and "scores 100.0% were missing" in card
+    assert json.loads((tmp_path/"other"/"run.json").read_text())["judge_model"]=="m"
 
 def start(data, out, url, *flags):
     sizes = [x for k,v in SIZES.items() for x in (f"--{k}", v)]

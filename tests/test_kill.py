@@ -8,7 +8,7 @@ from ivgr.train.runs import whole_checkpoints
 
 from fault_server import FaultServer
 from conftest import FORKSERVER
-from forked import command
+from forked import Forked,command
 
 COMMON = ["--max_steps", "4", "--save_steps", "1", "--per_device_train_batch_size", "2", "--n_rollouts", "3", "--max_new_tokens", "40",
           "--learning_rate", "1e-3", "--use_cpu", "true", "--save_total_limit", "1"]
@@ -44,6 +44,68 @@ def test_killed_while_saving(data, whole, tmp_path, sign):
     for name in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (out/name).read_bytes()==(whole/name).read_bytes(), name
     assert len((out/"metrics.jsonl").read_text().splitlines())==4
+
+def stop_after(out, process, *signals):
+    "Send signals, 50 ms apart, when two steps are logged; exit status, what was said, and the number of the last whole checkpoint"
+    log = out/"metrics.jsonl"
+    while process.running() and not (log.exists() and log.read_text().count("\n")>=2): time.sleep(.005)
+    for number in signals:
+        process.send(number)
+        time.sleep(.05)
+    status,text = process.end(120)
+    saved = whole_checkpoints(out)
+    return status,text,int(saved[-1].name.split("-")[1]) if saved else 0
+
+LONG = ["--max_steps", "1000", "--save_steps", "1000"]
+
+@pytest.mark.parametrize("name,exit_status", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)])
+def test_a_signal_saves_the_last_finished_step(name, exit_status, data, tmp_path):
+    out = tmp_path/"run"
+    status,text,step = stop_after(out, start(data, out, *LONG), getattr(signal, name))
+    assert status==exit_status and f"stopped by {name}; go on with --resume, from checkpoint-{step}" in text, text
+    assert step>=2 and "Traceback" not in text
+    if name!="SIGTERM": return
+    longer = ["--max_steps", step+1, "--save_steps", "1000"]
+    start(data, out, *longer, "--resume").finish()
+    start(data, tmp_path/"whole", *longer).finish()
+    for file in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
+        assert (out/file).read_bytes()==(tmp_path/"whole"/file).read_bytes(), file
+
+def test_a_cold_start_saves_too(tmp_path):
+    write_needle(tmp_path/"data", "train", 12, progress=False)
+    out = tmp_path/"run"
+    words = ["sft", "--data", tmp_path/"data", "--policy", "tiny", "--output_dir", out, "--use_cpu", "true", "--logging_steps", "1", *LONG]
+    status,text,step = stop_after(out, command(tmp_path/"log", *words), signal.SIGTERM)
+    assert (status,step>=2)==(143, True) and "go on with --resume" in text, text
+
+def test_two_signals_leave_nothing_half_written_that_is_passed_over_in_silence(data, tmp_path):
+    out = tmp_path/"run"
+    status,text,step = stop_after(out, start(data, out, *LONG), signal.SIGINT, signal.SIGINT)
+    assert status==130, text
+    status,text = start(data, out, *LONG[:1], step+1, "--resume").end()
+    if step: assert status==0, text
+    else: assert status==2 and "nothing to go on from" in text, text
+
+def limited(words, size):
+    "A command whose disk takes no file above a size"
+    import resource,sys
+    from ivgr.tools.cli import main
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.exit(main(words))
+
+def test_a_full_disk_is_one_sentence(data, tmp_path):
+    words = [str(w) for w in ("train", "--data", data, "--output_dir", tmp_path/"run", *COMMON)]
+    status,text = Forked(tmp_path/"log", limited, words, 100_000).end()
+    assert status==2 and "can't write" in text and "File too large" in text and "MB were free" in text and "Traceback" not in text, text
+    assert "nothing was saved yet" in text
+
+def test_a_directory_that_cannot_be_written(data, tmp_path):
+    (tmp_path/"file").touch()
+    for command_,flag in (("train", "--output_dir"), ("data", "--out")):
+        words = ["train", "--data", data, *COMMON] if command_=="train" else ["data", "needle", "--n", "2"]
+        status,text = command(tmp_path/"log", *words, flag, tmp_path/"file"/"run").end()
+        assert status==2 and f"can't open '{tmp_path}/file" in text and "Not a directory" in text and "Traceback" not in text, text
+        assert ("--resume" in text)==(command_=="train"), text
 
 def live(data, out, url, sizes, resume):
     import torch

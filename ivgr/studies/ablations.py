@@ -201,7 +201,7 @@ def train_arm(
 )->tuple[Policy, dict]:  # The trained policy, and what its row says
     "Train an arm"
     trainer = trainer_for(setting, seed, folder, out)
-    checkpoint = prepare_run_dir(trainer.args, resume=True)
+    checkpoint = prepare_run_dir(trainer.args, resume=bool(whole_checkpoints(folder)))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     trainer.policy.model.eval()

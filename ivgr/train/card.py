@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RL_RESULTS', 'SFT_RESULTS', 'RL_HOW', 'SFT_HOW', 'RL_LIMITS', 'SFT_LIMITS', 'LICENCE', 'changed_settings',
-           'result_lines', 'front_matter', 'card_lines', 'write_card']
+           'result_lines', 'front_matter', 'judge_name', 'missing_lines', 'card_lines', 'write_card']
 
 # %% ../../nbs/train/card.ipynb #23cf9f37
 import json
@@ -68,12 +68,32 @@ def front_matter(
         lines.append(f"base_model: {policy}")
     return [*lines, "pipeline_tag: image-text-to-text", f"tags: [ivgr, {tag}]"]
 
+def judge_name(
+    run:Mapping,  # From `run.json`
+)->str:           # In Markdown; of a judge on a server with model and address
+    "Who judged"
+    name = f"`{run.get('judge')}`"
+    if run.get("judge_model"):
+        name += f" (model `{run['judge_model']}` at `{run.get('judge_url')}`)"
+    return name
+
+def missing_lines(
+    log:Sequence[Mapping], # Lines of `metrics.jsonl`
+)->list[str]:              # None where no score was missing, or none was asked for
+    "What share of a judge's scores was missing"
+    pairs = sum(line.get("judge/pairs", 0) for line in log)
+    missing = sum(line.get("judge/missing", 0) for line in log)
+    if not pairs:
+        return []
+    share = f"{missing/pairs:.1%}"
+    return [f"- Of the judge's scores {share} were missing; such a rollout has no consistency reward."]
+
 RL_HOW = "trained with dual-stream GRPO"
 SFT_HOW = "fine-tuned on demonstrations of both streams (a cold start)"
 RL_LIMITS = (
     "- The table is about questions that were trained on, at the temperature of training. It is no estimate "
     "for other questions: `ivgr eval` makes one.",
-    "- Consistency is what the judge `{judge}` thinks of it.",
+    "- Consistency is what the judge {judge} thinks of it.",
     "- Ask for a textual reply; boxes are for training. Whether that beats a grounded reply has to be "
     "measured on data of your kind.")
 SFT_LIMITS = (
@@ -99,7 +119,8 @@ def card_lines(
     settings = changed_settings(run, DualStreamConfig if rl else ColdStartConfig)
     of = "on replies sampled in training:" if rl else "the loss of a demonstration's tokens in nats:"
     results = result_lines(log, RL_RESULTS if rl else SFT_RESULTS, part)
-    limits = [line.format(judge=run.get("judge")) for line in (RL_LIMITS if rl else SFT_LIMITS)]
+    limits = [line.format(judge=judge_name(run)) for line in (RL_LIMITS if rl else SFT_LIMITS)]
+    limits += missing_lines(log)
     return [
         "---", *front_matter(run["policy"], adapter, "grpo" if rl else "sft"), "---", f"# {name}", "",
         f"{begun} `{run['policy']}`, {how} by ivgr {__version__}.", "",

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +37,11 @@ from ivgr.train.curriculum import (
     CROWDED, LEADS, learn_to_choose, learn_to_point, learn_to_see, pointing_loss, render_scenes, token_ids,
 )
 from .distributed import StayFrozen, all_reduce_grads, skip_ddp, sum_over_processes
-from .runs import RunLog, prepare_run_dir
+from .finite import FiniteSteps, breaks, check_weights
+from .runs import RunLog, advising, fingerprint, locked
+from .runs import mark_unfinished, prepare_run_dir, saving_when_stopped
 from .settings import PolicyConfig, load_base, make_trainable, setting
+from .stops import STOPS, naming_files
 from .tiny import tiny_policy
 from ..tree import Query, Tree, completion_logps, microbatches, packs
 
@@ -399,6 +403,7 @@ class ColdStartTrainer(Trainer):
         self.policy = policy
         self.largest = largest
         self.steps_begun = 0
+        self.finite_steps = FiniteSteps()
         self.sums: dict[str, float] = {}  # since the last line of the log
         super().__init__(policy.model, args, data_collator=list, train_dataset=demonstrations, **kwargs)
         self.add_callback(StayFrozen)
@@ -407,13 +412,27 @@ class ColdStartTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         "Forward and backward of a step, in as many microbatches as it takes"
         self.model.train()
+        check_weights(self.model, f"after step {self.state.global_step}")
         if self.steps_begun == 1:
             self.probe_memory()
         self.steps_begun += 1
-        with explain_out_of_memory("a step"):
+        with saving_when_stopped(self), STOPS.heard(), explain_out_of_memory("a step"):
             loss, sums = self.learn(inputs, with_pointing=True)
+            loss = all_reduce_grads(self.model, loss)
+            explain = partial(self.name_broken, inputs)
+            if not self.finite_steps.accept(self.model, loss, explain, self.state.global_step + 1):
+                return torch.zeros_like(loss)
         add_to(self.sums, sums)
-        return all_reduce_grads(self.model, loss)
+        return loss
+
+    def name_broken(self,
+        items: Sequence[list[Demonstration]],  # Of a step whose numbers are not finite
+    ) -> str:
+        "The images that broke a step, each by its first demonstration"
+        broken = items
+        if self.args.world_size == 1:
+            broken = [item for item in items if breaks(self.model, lambda: self.learn([item])[0])]
+        return "; ".join(item[0].where for item in broken) or "no image by itself"
 
     def learn(self,
         items: Sequence[list[Demonstration]],  # This process's, one list an image
@@ -479,6 +498,8 @@ class ColdStartTrainer(Trainer):
             load_weights(self.policy.model, resume_from_checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
+        check_weights(self.model, f"after step {self.state.global_step}")
+        mark_unfinished(output_dir or self.args.output_dir)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_processors(self.policy, output_dir or self.args.output_dir)
@@ -545,13 +566,18 @@ def cold_start(
     progress = progress and args.process_index == 0
     data = open_data(args.data, frame=args.box_frame)
     demonstrations = Demonstrations(data, args.textual_share, args.seed)
-    checkpoint = prepare_run_dir(args, resume)
+    facts = dict(data_fingerprint=fingerprint(data.file))
+    with locked(args):
+        checkpoint = prepare_run_dir(args, resume, facts)
+        return _cold_start(args, demonstrations, checkpoint, bool(resume), progress)
+
+def _cold_start(args, demonstrations, checkpoint, resume, progress):
     policy = load_start(args)
     counts = count_tokens(policy, demonstrations, args.max_length, progress)
     if progress:
         print(describe_counts(demonstrations, counts), flush=True)
     if not checkpoint:  # else the weights come from the checkpoint
-        policy = run_curriculum(policy, args, bool(resume), progress)
+        policy = run_curriculum(policy, args, resume, progress)
     policy = make_trainable(policy, args)
     args.disable_tqdm = True  # `RunLog` shows our own bar
     by_size = sorted(range(len(counts)), key=lambda i: -counts[i].fed)
@@ -559,7 +585,8 @@ def cold_start(
     trainer.remove_callback(PrinterCallback)
     shown = {name: name for name in ("loss", *(f"{stream}/loss" for stream in Stream))}
     trainer.add_callback(RunLog("sft", shown, progress, lines=True))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
+    with STOPS.held(), advising(args.output_dir), naming_files(args.output_dir):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model()
     policy.model.eval()
     return policy
