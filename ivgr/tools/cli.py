@@ -865,12 +865,13 @@ def output_is_closed()->bool:
     return False
 
 WAYS_ON = {
-    **dict.fromkeys(("train", "sft", "demo", "eval"), "go on with --resume"),
+    **dict.fromkeys(("demo", "eval"), "go on with --resume"),
+    **dict.fromkeys(("train", "sft"), "start again with the same command"),
     **dict.fromkeys(("ablate", "bench"), "go on with the same command")}
 
 def way_on_from(
     error:BaseException, # Of a command; a run in progress says in its `advice` how to go on
-    command:str="",      # Where the error does not say, as its command usually does
+    command:str="",      # Where the error does not say, as its command does
 )->str:                  # Empty: there is nothing to go on with
     "How to go on, as the end of a sentence"
     advice = getattr(error, "advice", WAYS_ON.get(command))
