@@ -104,7 +104,7 @@ class Archive:
 
     def rank(
         self,
-        reference: Reference,  # That qualifies
+        reference: Reference,  # One that qualifies
     ) -> float:                # Of two references of a query, the one with the higher rank is kept
         "How good is it? Override this, and `qualifies`, to keep references by another rule"
         return reference.box_reward
@@ -320,7 +320,7 @@ def reward_stats(
 def archive_stats(
     archive: Archive,               # After the batch
     groups: Sequence[Group],        # All groups of the batch
-    batch: int,                     # Its number
+    batch: int,                     # Number of the batch, from which ages are counted
     updates: int,                   # Queries with a new reference
     scores: Sequence[float|None],   # Of the judge
 ) -> dict[str, float]:              # Names as in the log, e.g. `archive/size`
@@ -437,7 +437,7 @@ def _rows_to_save(self: Archive):
 def save(
     self: Archive,
     path: str|Path,  # Of a JSON Lines file
-) -> Path:           # The same
+) -> Path:           # The same path
     "Write the archive in one step: whatever happens, the file is the old one or the new one"
     n, rows = self._rows_to_save()
     head = json.dumps(dict(kind=_KIND, version=_VERSION, tau=self.tau, rows=n)).encode()

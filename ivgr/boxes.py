@@ -110,7 +110,7 @@ def distinct_boxes(
     return as_boxes(_distinct_rows(boxes))
 
 def _distinct_rows(boxes):
-    "The same as a list of tuples"
+    "Every box once, as a list of tuples"
     rows = as_boxes(boxes).tolist()
     return list(dict.fromkeys(map(tuple, rows)))
 

@@ -97,7 +97,7 @@ _RELATION = re.compile(r"the ([a-z]+) tile is (left of|right of|above|below) the
 
 def without_boxes(
     text: str,  # Reasoning
-) -> str:       # The same without box tags and what they hold
+) -> str:       # The text without box tags and what they hold
     "What is said apart from coordinates"
     return _BOX.sub(" ", text)
 

@@ -241,7 +241,7 @@ def read_boxes(
     boxes = clip_boxes(valid, frame.width, frame.height).tolist()
     return tuple(map(tuple, boxes)), len(contents) - len(boxes)
 
-def _tagged(text:str) -> Iterator[str|None]:
+def _tagged(text: str) -> Iterator[str|None]:
     "The text between each pair of box tags, and None for each tag without a partner"
     start = None  # where the text after an open tag begins
     for tag in _BOX_TAG.finditer(text):
@@ -254,7 +254,7 @@ def _tagged(text:str) -> Iterator[str|None]:
     if start is not None:
         yield None
 
-def _four_numbers(content:str) -> tuple[float, ...]|None:
+def _four_numbers(content: str) -> tuple[float, ...]|None:
     "`[1, 2.5, -3, 4]` as numbers; None if it is anything else"
     content = content.strip()
     if not (content.startswith("[") and content.endswith("]")):

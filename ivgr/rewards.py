@@ -70,7 +70,7 @@ def base_rewards(
     rollouts: Sequence[Rollout],               # Replies to one query, parsed
     sample: Sample,                            # The query that they answer
     frame: Frame|None = None,                  # Where the model writes its boxes; for the grounded stream
-    image_size: tuple[int, int]|None = None,   # (width, height) of the original first image; likewise
+    image_size: tuple[int, int]|None = None,   # (width, height) of the first image; likewise
     accuracy: Accuracy = answer_accuracy,      # Decides whether an answer is right (paper: R_acc)
 ) -> list[Reward]:                             # Of each reply: parts and rule; the total needs the group
     "Score what can be scored from replies alone"
@@ -98,7 +98,7 @@ UNPAIRED_WEIGHTS = dict(format=1., accuracy=1.5)                # of data withou
 
 def fill_missing(
     values: Sequence[float|None],  # One part of each rollout of a group
-) -> list[float]:                  # The same, without gaps; all 0 where every value is missing
+) -> list[float]:                  # The values without gaps; all 0 where every value is missing
     "Give a missing value the mean of the others"
     present = [value for value in values if value is not None]
     mean = sum(present) / max(len(present), 1)
