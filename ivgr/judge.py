@@ -276,11 +276,12 @@ SPECIAL_TOKEN = re.compile(r"""
   | <(?=[^<>\s"]{1,40}[|｜]>)                        # <turn|>
   | <(?=/?[A-Za-z0-9]+[_:▁][A-Za-z0-9_:▁]*>)         # <start_of_turn>, <unused_7>, <seed:bos>
   | <(?=<\s?/?SYS>>)                                 # <<SYS>>
-  | <(?=/?(?i:s|bos|eos|bot|eot|eod|sop|eop|eoh|eoa|pad|unk|mask|sep|cls|unused\d+|0x[0-9a-f]{2})>)
+  | <(?=/?(?i:s|bos|eos|bot|eot|eod|sop|eop|eoh|eoa|pad|unk|mask|sep|cls|0x[0-9a-f]{2})>)
+  | <(?=/?(?i:pre|suf|mid|human|(?:unused|dummy|reserved)\d+)>)
   | <(?=/?(?i:image|img|video|audio|think|tool|tools|system|user|assistant|用户|AI)>)
   | \[(?=/?[A-Z]+_[A-Z0-9_]+\])                      # [TOOL_CALLS], [IMG_BREAK]
   | \[(?=/?(?:INST|SYS|IMG|AUDIO|THINK|ARGS|PREFIX|MIDDLE|SUFFIX)\])
-  | \[(?=(?:BOS|EOS|EOT|CLS|SEP|PAD|MASK|UNK|[gs]MASK|unused\d+|control_\d+|(?:start|end)_header_id)\])
+  | \[(?=(?:BOS|EOS|EOT|CLS|SEP|PAD\d*|MASK|UNK|[gs]MASK|unused\d+|control_\d+|(?:start|end)_header_id)\])
   | \[(?=e~\[) | \](?=~!?b[\[\]])                    # [e~[, ]~b]
   | >(?=>[A-Z_]+<<)                                  # >>QUESTION<<
 """, re.VERBOSE)
@@ -313,7 +314,7 @@ def read_letter(
         return None
     line = unicodedata.normalize("NFKC", answer.splitlines()[-1])
     match = _LETTER.fullmatch(line)
-    return match and match[1]
+    return match[1] if match else None
 
 def read_label(
     reply: str,      # All that the judge wrote

@@ -62,7 +62,7 @@ def retry_after(
     except (TypeError, ValueError):
         return 0.
 
-# %% ../../nbs/serve/client.ipynb #f23c4f05
+# %% ../../nbs/serve/client.ipynb #c77833d4
 def is_web_page(
     text: str,  # An answer
 ) -> bool:
@@ -86,7 +86,7 @@ def server_words(
     printable = "".join(character if character.isprintable() else " " for character in words)
     return " ".join(printable.split())[:longest]
 
-# %% ../../nbs/serve/client.ipynb #708c83ad
+# %% ../../nbs/serve/client.ipynb #8f2ac96c
 def is_local(
     host: str,  # Name or address
 ) -> bool:
@@ -292,8 +292,9 @@ def limit_stream(
 ) -> Any:         # The same bytes, until there are too many: then it raises `Failed`
     "Bound an answer while it arrives"
     http = sys.modules[type(stream).__module__.partition(".")[0]]  # httpx or its successor, as openai has it
+    base: Any = http.AsyncByteStream
 
-    class Limited(http.AsyncByteStream):
+    class Limited(base):
         async def __aiter__(self):
             size = 0
             async for chunk in stream:
