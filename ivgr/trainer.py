@@ -244,7 +244,7 @@ class DualStreamTrainer(Trainer):
         self.samples = samples if args.streams == "both" else InStream(samples, Stream(args.streams))
         self.order = _query_order(samples, args)
         self.archive = Archive(args.tau)
-        self.reference = _frozen_copy(policy.model) if args.beta else None
+        self.ref_model = _frozen_copy(policy.model) if args.beta else None
         self.groups: list[Group] = []  # Of the present batch of rollouts
         self.means = WeightedMeans()   # For the log
         self.finite_steps = FiniteSteps()
@@ -400,19 +400,19 @@ def check_judge(self: DualStreamTrainer,
 
 @patch
 def reference_logps(self: DualStreamTrainer,
-    groups: Sequence[Group],  # Of one forward; the `reference` of each rollout is filled in
+    groups: Sequence[Group],  # Of one forward; the `ref_logps` of each rollout are filled in
 )->None:
     "Log-probabilities under the policy as it was at the start: a frozen copy, or the adapter switched off"
     device = self.policy.device
-    model = self.reference or self.policy.model
-    frozen = torch.no_grad() if self.reference else frozen_base(model)
+    model = self.ref_model or self.policy.model
+    frozen = torch.no_grad() if self.ref_model else frozen_base(model)
     # A new thread begins on card 0
     on_card = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with frozen, on_card:
         logps, mask = self.logps(model, groups)
     rollouts = [r for g in groups for r in g.rollouts]
     for rollout, row, is_token in zip(rollouts, logps, mask):
-        rollout.reference = row[is_token].tolist()
+        rollout.ref_logps = row[is_token].tolist()
 
 @patch
 def log_batch(self: DualStreamTrainer,
@@ -514,7 +514,7 @@ def update_loss(self: DualStreamTrainer,
     rollouts = [r for g in groups for r in g.rollouts]
     logps, mask = self.logps(self.policy.model, groups)
     old = padded([r.logps for r in rollouts], mask)
-    reference = padded([r.reference for r in rollouts], mask) if a.beta else None
+    ref_logps = padded([r.ref_logps for r in rollouts], mask) if a.beta else None
     weights = padded([r.weights for r in rollouts], mask) if rollouts[0].weights else None
     advantages = torch.tensor([r.advantage for r in rollouts], device=logps.device)
     loss = 0.
@@ -522,7 +522,7 @@ def update_loss(self: DualStreamTrainer,
         rows = torch.tensor([r.stream == stream for r in rollouts], device=logps.device)
         stream_loss, stats = policy_loss(
             logps[rows], old[rows], advantages[rows], mask[rows],
-            None if reference is None else reference[rows],
+            None if ref_logps is None else ref_logps[rows],
             a.clip_low, a.clip_high, a.dual_clip, a.beta, n_tokens,
             None if weights is None else weights[rows])
         loss = loss + stream_loss
