@@ -23,9 +23,10 @@ TABLE = [
     ("B", "", ["B", "b", "(B)", "(b)", "B.", "b.", "B)", "[B]", "**B**", "**B.** green", " B \n", "(B) green",
                "B. green", "B: green", "B, green", "B - green", "B green", "green (B)", "The answer is B",
                "The answer is (b).", "Answer: B", "Option B", "The correct answer is option B.",
-               "So, the final answer is **(B)**.", "(B) is correct", "I think B", r"\boxed{B}"],
+               "So, the final answer is **(B)**.", "(B) is correct", "I think B", r"\boxed{B}",
+               "The answer is B, not A"],  # what is denied is no second answer
               ["A", "(A) green", "A or B", "a or b", "A, B", "a,b", "A/B", "AB", "(A) (B)", "(A) or (B)", "B. No, C",
-               "The answer is B, not A", "blue (A) (B)", "green", "Because", "bee", "", "  ", None, "?", "option",
+               "blue (A) (B)", "green", "Because", "bee", "", "  ", None, "?", "option",
                "The answer is"]),
     ("(B)", "", ["B", "b.", "(B)"], ["A", "A and B"]),
     ("b.", "", ["B", "(b)"], ["A", "A and B"]),
@@ -117,18 +118,20 @@ def test_bad_answers_are_named(args):
 
 APPLES,SHARE = "How many apples are there?","Which percentage is blue?"
 RULED = [
-    ("yes", "", None, ["yes", "Yes.", "YES!", "Yes, it is.", "yes: it is red", "The answer is yes.", "**Yes**", "true", r"\boxed{yes}"],
+    ("yes", "", None, ["yes", "Yes.", "YES!", "Yes, it is.", "yes: it is red", "The answer is yes.", "**Yes**", "true", r"\boxed{yes}",
+                       "y"],  # alone, it has no other meaning
                       ["no", "yes or no", "yes/no", "Yes. No.", "yes and no", "Not yes", "Yes, it is not.", "Yes, it isn't",
-                       "Yes, it isn’t", "yesterday", "It is.", "y", "maybe", "", None, "?", "false", "true or false",
+                       "Yes, it isn’t", "yesterday", "It is.", "maybe", "", None, "?", "false", "true or false",
                        "The answer is yes or no"]),
-    ("No", "", None, ["no", "No, it is not.", "No, it isn't.", "false", "No; never.", "The answer is: no"],
-                     ["yes", "none", "nope", "not", "It is not.", "No... yes", "no or yes", "unknown", "know"]),
+    ("No", "", None, ["no", "No, it is not.", "No, it isn't.", "false", "No; never.", "The answer is: no", "nope"],  # as yep is a yes
+                     ["yes", "none", "not", "It is not.", "No... yes", "no or yes", "unknown", "know"]),
     ("True", "", None, ["true", "yes", "True, it is."], ["false", "no", "true or false"]),
     ("yes", "?\n(A) yes\n(B) no", None, ["A", "yes", "(A) yes"], ["B", "no", "(B) yes", "Yes or no"]),
     ("no parking", "", None, ["No parking."], ["no", "parking"]),
-    ("5", "", None, ["5", "five", "Five.", "5.0", "+5", "5.", "(5)", "$5$", r"\boxed{5}", "The answer is 5.", "So the answer is: 5"],
+    ("5", "", None, ["5", "five", "Five.", "5.0", "+5", "5.", "(5)", "$5$", r"\boxed{5}", "The answer is 5.", "So the answer is: 5",
+                    "5!", "05"],  # an exclamation, and digits of a form: nobody means 120, and 05 is 5
                     ["-5", "−5", ".5", "0.5", "5%", "5'", "$5", "15", "5 5", "5,6", "5 or 6", "5-6", "5/6", "5 to 6", "about 5",
-                     "~5", "5+", "5ish", "not 5", "5?", "5!", "05", "5e0", "50", "V", "5 cm", "5 apples", "five or six", "5, no, 6",
+                     "~5", "5+", "5ish", "not 5", "5?", "5e0", "50", "V", "5 cm", "5 apples", "five or six", "5, no, 6",
                      "4 5", "5_0"]),
     ("5", APPLES, None, ["5", "5 apples", "five apples", "5 Apples."], ["5 pears", "5%", "apples", "5 5 apples", "5 apples or 6"]),
     ("7", "Is it seven or eleven?", None, ["7", "seven"], ["seven eleven", "7 or eleven", "eleven"]),
@@ -146,7 +149,7 @@ RULED = [
     ("twenty", "", None, ["20", "twenty"], ["2", "twenty one", "twenty-one"]),
     ("007", "", None, ["007"], ["7", "07"]),
     ("10:30", "", None, ["10:30"], ["10", "10.30"]),
-    ("2", "", None, ["2"], ["²", "２", "II", "2²"]),
+    ("2", "", None, ["2", "２"], ["²", "II", "2²"]),  # the full-width form is the same digit, as Ｃ is C
     (r"$\frac{1}{2}$", "", "maths", ["1/2", "0.5", ".5", r"\frac{1}{2}", r"$\dfrac12$", r"\(\frac{2}{4}\)", r"\[0.5\]", "x = 1/2",
                                     r"\boxed{\frac{1}{2}}", "The answer is $0.5$."],
                        ["-1/2", "2", "1/2 or 2", r"\frac{1}{2} ?? or not", "about 1/2", "not 1/2", "1 / 3", "0.51", "", "half",
