@@ -154,12 +154,12 @@ class Row(NamedTuple):
 
     def lettered(self) -> str:  # A line for each
         "The options in the columns A, B, ..., each with the letter of its column"
-        options = {letter: _one_line(self.text(letter)) for letter in ascii_uppercase}
+        options = {letter: self.text(letter) for letter in ascii_uppercase}
         letters = [letter for letter, option in options.items() if option]
         for letter, expected in zip(letters, ascii_uppercase):
             if letter != expected:
                 raise InputError(f"option {expected} is empty, though there is an option {letter}")
-        return "\n".join(f"({letter}) {options[letter]}" for letter in letters)
+        return listed(options[letter] for letter in letters)
 
     def image(self,
         column: str = "image",  # Holds a path, the content of a file, a struct of both, or base64 text
@@ -216,7 +216,7 @@ def usable_targets(
                 notes.append(f"{name} is partly outside the image of {width} x {height} pixels: cut off")
     return Targets(tuple(usable), tuple(notes))
 
-# %% ../../nbs/evaluate/benchmarks.ipynb #36b8ec50
+# %% ../../nbs/evaluate/benchmarks.ipynb #59818197
 def _fields(question, answer, image, kind="", source="", targets=Targets((), ())):
     "Fields of a sample, checked, and the notes on its boxes"
     if not question:
@@ -285,10 +285,10 @@ def _read_realworld_files(row):
 def _read_treebench(row):
     image = row.image()
     try:
-        corners = ast.literal_eval(row.text("target_instances") or "[]")
+        written = row.text("target_instances")
+        corners = [] if written in ("", "None", "nan", "null") else ast.literal_eval(written)
         boxes = [tuple(map(float, (x1, y1, x2, y2))) for x1, y1, x2, y2 in corners]
     except (ValueError, SyntaxError, TypeError):
-        written = row.values["target_instances"]
         raise InputError(f"target_instances is {written!r:.100}: expected a list of boxes") from None
     question = row.text("question")
     if not read_options(question):  # some questions have their options in the text already
@@ -352,7 +352,7 @@ def box_scores(
     "Accuracy, and the mean over a question's true boxes of the best IoU with a written one"
     return plain_scores(rows) | {"mean IoU": mean_of(rows, "iou")}
 
-# %% ../../nbs/evaluate/benchmarks.ipynb #0c403d49
+# %% ../../nbs/evaluate/benchmarks.ipynb #81859b93
 def subset_rows(
     rows: Rows,  # Of one mode
 ) -> list[dict]:   # A row for each subset that it belongs to
@@ -387,7 +387,7 @@ def yes_scores(
         "recall": _share(hits, sum(true)),
         "yes share": _share(sum(replied), len(rows))}
 
-# %% ../../nbs/evaluate/benchmarks.ipynb #b13cc879
+# %% ../../nbs/evaluate/benchmarks.ipynb #6692c397
 _WRITTEN_BOX = re.compile(r"\[(\d+),(\d+),(\d+),(\d+)\]")
 
 def script_boxes(
@@ -421,7 +421,7 @@ def tree_scores(
         "mean IoU, script": mean_of(scripted, "iou"),
         "mean R_box": mean_of(rows, "box")}
 
-# %% ../../nbs/evaluate/benchmarks.ipynb #178e61d3
+# %% ../../nbs/evaluate/benchmarks.ipynb #35da2664
 def type_parts(
     rows: Rows,  # Of one mode
 ) -> dict[str, list]:   # Name of a part -> its rows
@@ -624,7 +624,8 @@ def _text_settings(file):
         features=features,
         encoding="utf-8-sig",
         keep_default_na=False,  # the texts None, NA, nan and null
-        na_filter=False)
+        na_filter=False,
+        index_col=False)        # a field too many at the end of each row shifts nothing
 
 def _read_arrow(files):
     "The rows of parquet, TSV or CSV files, which stay on the disk"
