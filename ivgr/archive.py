@@ -23,7 +23,7 @@ from .boxes import is_four_numbers
 from .core import Group, InputError, Rollout, Stream, is_number, write_atomic
 from .data.answers import answer_accuracy
 from .judge import SCORES, Judge, Pair, ask_judge, nearest
-from .rewards import UNPAIRED_WEIGHTS, Accuracy, base_rewards, totals
+from .rewards import UNPAIRED_WEIGHTS, Accuracy, answer_of, base_rewards, totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
 def _is_text(value): return isinstance(value, str)
@@ -182,7 +182,7 @@ def _accuracy_pairs(group):
     sample = group.sample
     undecided = [rollout for rollout in group.rollouts if rollout.reward.rule == "judge"]
     question = sample.judged_question
-    return [_Comparison(rollout, "accuracy", Pair(question, sample.answer, rollout.parsed.answer))
+    return [_Comparison(rollout, "accuracy", Pair(question, sample.answer, answer_of(rollout)))
             for rollout in undecided]
 
 def judge_groups(
@@ -198,7 +198,7 @@ def judge_groups(
             comparisons += _consistency_pairs(group, reference)
         open_answers = _accuracy_pairs(group)
         if judge is None and open_answers:
-            answer = open_answers[0].rollout.parsed.answer
+            answer = answer_of(open_answers[0].rollout)
             name = group.sample.id
             raise InputError(f"only a judge can tell whether {answer!r:.100} is right for sample {name!r}, "
                              "and there is none: give a judge, or another rule in answer_rules")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDER', 'Prompts', 'strip_placeholders', 'messages', 'Block', 'find_block', 'Blocks', 'read_blocks',
-           'read_boxes', 'move_boxes', 'parse', 'reply']
+           'read_boxes', 'move_boxes', 'parse', 'final_answer', 'reply']
 
 # %% ../nbs/02_prompts.ipynb #37d6c8b2
 import json
@@ -326,6 +326,20 @@ def parse(
         invalid_boxes=n_invalid,
         well_formed=well_formed,
         wrote_boxes=bool(_ANY_BOX_TAG.search(text)))
+
+# %% ../nbs/02_prompts.ipynb #pq000001
+def final_answer(
+    text: str,  # A reply, with or without tags
+) -> str|None:  # None where it ends in its reasoning, or says nothing after it
+    "What a reply answers: between the answer tags, or without a proper block, at the end, after the reasoning"
+    block = read_blocks(text).answer
+    if block is not None:
+        return block.strip()
+    end = text.rsplit("</think>", 1)[-1]
+    if "<think>" in end:  # cut off while it was reasoning
+        return None
+    answer = end.rsplit("<answer>", 1)[-1].split("</answer>")[0].strip()
+    return answer or None
 
 # %% ../nbs/02_prompts.ipynb #f33315ae
 def reply(

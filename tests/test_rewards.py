@@ -12,6 +12,7 @@ from ivgr.core import Frame, InputError, Parsed, Reward, Rollout, Sample, Stream
 from ivgr.data.answers import (
     RULES, accuracy, choose_rule, picks, read_number, read_options, read_rules, read_yes_no,
 )
+from ivgr.prompts import parse
 from ivgr.rewards import UNPAIRED_WEIGHTS, WEIGHTS, base_rewards, format_reward, totals, true_boxes
 
 WORDS = "red orange yellow green cyan blue purple black left right above below".split()
@@ -246,6 +247,17 @@ def test_box_part_does_not_depend_on_the_frame(written, target, frame, n_invalid
     assert math.isclose(parts["box"], part(Frame.original(200, 100))["box"], abs_tol=1e-9)
     assert parts["box"] <= float(paper_box_reward(written, target))+1e-9
     assert part(frame, invalid_boxes=n_invalid)["box"] <= parts["box"]
+
+@pytest.mark.parametrize("text,right", [
+    ("The answer is blue.", 1.), ("<think>I look.</think> Blue", 1.), ("<think>I look.</think><answer>blue", 1.),
+    ("<answer>red</answer><answer>blue</answer>", 1.), ("<answer>blue</answer><answer>red</answer>", 0.),
+    ("<think>It is blue", 0.), ("<think>blue</think>", 0.), ("", 0.)])
+def test_format_needs_tags_and_accuracy_does_not(text, right):
+    sample = Sample("s", (), "Which?", "blue")
+    for stream in (Stream.TEXTUAL, Stream.UNPAIRED):
+        rollout = Rollout(stream, [], [], text, parsed=parse(text, stream))
+        parts = base_rewards([rollout], sample)[0].parts
+        assert (parts["format"], parts["accuracy"]) == (0., right)
 
 def test_parts_of_each_stream():
     sample = Sample("s", (), "Which?", "blue", ((0, 0, 10, 10),))

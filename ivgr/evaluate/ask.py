@@ -30,7 +30,7 @@ from ivgr.core import (
 from ..data.answers import answer_accuracy
 from ..data.images import image_digest, image_size, load_image
 from ..policy import Policy, tokenize_prompts
-from ..rewards import base_rewards, format_reward
+from ..rewards import answer_of, base_rewards, format_reward
 from ..sampler import make_groups, sample_rollouts
 
 # %% ../../nbs/evaluate/ask.ipynb #e578d48b
@@ -71,7 +71,7 @@ def _row(
         source=sample.source,
         question_type=sample.question_type,
         question=sample.question,
-        answer=parsed.answer,
+        answer=answer_of(rollout),
         truth=sample.answer,
         text=rollout.text,
         accuracy=reward.parts["accuracy"],

@@ -9,6 +9,7 @@ __all__ = ['final_answer', 'Requests', 'IvgrPolicy', 'manifest']
 from collections.abc import Sequence
 from typing import Any
 
+from .. import prompts
 from ..core import InputError, Sample, write_jsonl
 from .ask import evaluate, read_modes
 from .benchmarks import without_shortcut
@@ -23,10 +24,9 @@ except ImportError:
 def final_answer(
     row: dict,  # Of `evaluate`
 ) -> str:       # Without reasoning
-    "The end of a reply"
-    if row["answer"] is not None:
-        return row["answer"]
-    return row["text"].rsplit("</think>", 1)[-1].strip()
+    "The answer, or an empty text where there is none"
+    answer = row["answer"]
+    return (prompts.final_answer(row["text"]) or "") if answer is None else answer
 
 # %% ../../nbs/evaluate/lmms.ipynb #ad1216e0
 class Requests(Sequence):
