@@ -98,6 +98,11 @@ def test_nothing_is_learned_before_every_row_was_read(talks, tmp_path):
     rows = json.loads((talks/"set.json").read_text())
     rows[17]["conversations"][1]["value"] = "It is red."
     (talks/"broken.json").write_text(json.dumps(rows))
-    args = ColdStartConfig(output_dir=str(tmp_path/"run"), data=str(talks/"broken.json"), policy="tiny", use_cpu=True)
+    settings = dict(data=str(talks/"broken.json"), policy="tiny", use_cpu=True)
+    args = ColdStartConfig(output_dir=str(tmp_path/"run"), strict=True, **settings)
     with pytest.raises(InputError, match="broken.json', row 17: its reply is not"): cold_start(args, progress=False)
     assert not whole_checkpoints(tmp_path/"run")
+    args = ColdStartConfig(output_dir=str(tmp_path/"skipped"), max_steps=1, per_device_train_batch_size=1, save_strategy="no", **settings)
+    cold_start(args, progress=False)                                      # without it the row is passed over, and told
+    report = json.loads((tmp_path/"skipped"/"data_report.json").read_text())
+    assert report["rows"]==len(rows) and [list(rows) for rows in report["found"].values()]==[["17"]]

@@ -24,7 +24,7 @@ from ..prompts import messages
 CHECKS = ("none", "headers", "decode")  # How images are looked at before a run
 
 def check_row(
-    data: Samples | Conversations,
+    data: Samples | Conversations,  # What is looked at
     i: int,                 # Which of its rows
     check: str = "headers", # `headers` or `decode`
 ) -> tuple[Sample, list[tuple[int, int]]]:  # The sample, and `(width, height)` of each of its images
@@ -38,7 +38,7 @@ def check_row(
     return sample, sizes
 
 def why_unusable(
-    data: Samples | Conversations,
+    data: Samples | Conversations,  # What is looked at
     i: int,                 # Which of its rows
     check: str = "headers", # `headers` or `decode`
 ) -> str:                   # Empty: it can be used
@@ -69,7 +69,7 @@ class DataReport:
         what: str,    # One of the four constants
         number: int,  # Of the row
         name: str,    # Its id; empty: it has none
-        why: str = "",
+        why: str = "",  # What is wrong with it; empty: nothing
     ):
         "Take a row in"
         self.found.setdefault(what, {})[number] = why
@@ -104,7 +104,7 @@ class DataReport:
 
 # %% ../../nbs/data/check.ipynb #a8c589de
 def report_on(
-    data: Samples | Conversations,
+    data: Samples | Conversations,  # What is looked at
     check: str = "headers",  # How images are looked at: `none`, `headers` or `decode`
     progress: bool = True,   # Show a progress bar
 ) -> DataReport:
@@ -129,7 +129,7 @@ def _add_notes(report, samples):
     for i, (number, source, paired, problem, query) in enumerate(rows):
         if number in report.skipped:
             continue
-        if not paired and is_paired(source):
+        if not paired and is_paired(source or ""):
             report.add(UNPAIRED, number, samples.name(i))
         if number in samples.repeats:
             report.add(REPEATED, number, samples.name(i))
@@ -144,7 +144,7 @@ def words(
 
 # %% ../../nbs/data/check.ipynb #f1df0990
 def usable(
-    data: Samples | Conversations,
+    data: Samples | Conversations,  # What is looked at
     check: str = "headers",       # How images are looked at: `none`, `headers` or `decode`
     strict: bool = False,         # Refuse data that can't be taken as they stand
     folder: Path | None = None,   # Directory for `data_report.json`, which lists all rows; None: nowhere

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from ..core import InputError, Sample, read_jsonl, rng_for
 from .conversations import Conversations
-from .images import Encoded, image_size, load_image
+from .check import check_row
+from .images import Encoded, load_image
 from .samples import Samples
 from ..evaluate.plots import draw_boxes, finish_figure, new_figure, wrap_text
 from ..evaluate.report import markdown_table
@@ -69,8 +70,7 @@ def survey(
         source = summary.sources.setdefault(name, SourceSurvey(samples.kind(name)))
         source.rows += 1
         try:
-            sample = samples[i]
-            sizes = [load_image(image).size if decode else image_size(image) for image in sample.images]
+            sample, sizes = check_row(samples, i, "decode" if decode else "headers")
         except InputError as e:
             source.bad += 1
             summary.problems[i] = str(e)
@@ -198,7 +198,8 @@ def choose_rows(
         if len(chosen) == n:
             break
         try:
-            chosen.append(samples[i])
+            sample, _ = check_row(samples, i, "decode")
+            chosen.append(sample)
         except InputError:
             continue
     return chosen

@@ -222,7 +222,8 @@ def show_flags(
     add("--split", default="train", help="which file of a directory")
     add("--box_frame", default="original", choices=FRAMES,
         help="coordinates of the boxes in a set of conversations")
-    add("--decode", action="store_true", help="decode every image; otherwise its header is read")
+    add("--decode", action=argparse.BooleanOptionalAction, default=True,
+        help="decode every image, which alone finds those that are cut off; otherwise its header is read")
     add("--picture", default="samples.png", metavar="FILE", help="where the picture goes")
     add("--n", type=int, default=8, help="rows in the picture")
     add("--seed", type=int, default=0, help="another seed draws other rows")
@@ -263,6 +264,7 @@ def show_data(
     flags:argparse.Namespace, # Of `ivgr data show`
 )->None:
     "`ivgr data show`"
+    from ivgr.data.check import report_on
     from ivgr.data.conversations import open_data
     from ivgr.data.inspect import choose_rows, draw_samples, survey, survey_table, write_good
     if flags.n < 1:
@@ -270,6 +272,8 @@ def show_data(
     samples = open_data(flags.path, flags.split, flags.box_frame)
     found = survey(samples, flags.decode)
     print(survey_table(found))
+    for count in report_on(samples, "none", progress=False).counts():
+        print(f"- {count}")
     if flags.good:
         print(f"the others are in {write_good(samples, found, flags.good)}")
     draw_samples(choose_rows(samples, flags.n, flags.seed), flags.picture)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RL_RESULTS', 'SFT_RESULTS', 'RL_HOW', 'SFT_HOW', 'RL_LIMITS', 'SFT_LIMITS', 'LICENCE', 'changed_settings',
-           'result_lines', 'front_matter', 'judge_name', 'missing_lines', 'card_lines', 'write_card']
+           'result_lines', 'front_matter', 'judge_name', 'missing_lines', 'data_lines', 'card_lines', 'write_card']
 
 # %% ../../nbs/train/card.ipynb #23cf9f37
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..core import write_atomic
+from ..data.check import DataReport
 from .sft import ColdStartConfig
 from ..trainer import DualStreamConfig
 
@@ -103,11 +104,21 @@ SFT_LIMITS = (
 LICENCE = "- Licence and biases of the base and of the data apply; nothing was filtered here."
 
 # %% ../../nbs/train/card.ipynb #fce13e28
+def data_lines(
+    report:Path, # `data_report.json` of a run; need not exist
+)->list[str]:    # Of Markdown
+    "How many rows were skipped or not taken as they stand"
+    if not report.exists():
+        return []
+    counts = DataReport(**json.loads(report.read_text())).counts()
+    return [*(f"- {count}" for count in counts), ""] if counts else []
+
 def card_lines(
     name:str,              # Title
     run:Mapping,           # From `run.json`
     log:Sequence[Mapping], # From `metrics.jsonl`; empty: a run shorter than `logging_steps`
     adapter:bool,          # An adapter was trained
+    rows:Sequence[str]=(), # From `data_lines`
 )->list[str]:
     "The text of a card, line by line"
     rl = "n_rollouts" in run
@@ -124,7 +135,7 @@ def card_lines(
     return [
         "---", *front_matter(run["policy"], adapter, "grpo" if rl else "sft"), "---", f"# {name}", "",
         f"{begun} `{run['policy']}`, {how} by ivgr {__version__}.", "",
-        "## Data", "", f"`{run['data']}`{epochs}", "",
+        "## Data", "", f"`{run['data']}`{epochs}", "", *rows,
         "## Settings", "", *updates,
         "What differs from the defaults (the rest, and the seed, are in `run.json`):", "",
         "| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in settings.items()), "",
@@ -141,6 +152,7 @@ def write_card(
     metrics = folder/"metrics.jsonl"
     log = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     adapter = (folder/"adapter_config.json").exists()
-    lines = card_lines(folder.resolve().name, run, log, adapter)
+    rows = data_lines(folder/"data_report.json")
+    lines = card_lines(folder.resolve().name, run, log, adapter, rows)
     write_atomic(folder/"README.md", "\n".join(lines))
     return folder/"README.md"

@@ -12,12 +12,13 @@ from typing import Any
 from transformers import PrinterCallback
 
 from ..data.answers import warn_unmatched
+from ..data.check import usable
 from ..data.samples import Samples
 from ..policy import Policy
 from ..serve.endpoint import EndpointConfig
 from ..serve.policy_judge import make_judge
 from ..serve.rollouts import RolloutConfig, RolloutServer
-from .runs import RunLog, advising, fingerprint, locked, prepare_run_dir
+from .runs import RunLog, advising, fingerprint, locked, prepare_run_dir, report_folder
 from .settings import load_base, make_trainable
 from .stops import STOPS, naming_files
 from ..trainer import DualStreamConfig, DualStreamTrainer
@@ -56,6 +57,7 @@ def train(
     facts = dict(data_fingerprint=fingerprint(samples.file), **judge_facts(args.judge, endpoint))
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
+        samples = usable(samples, args.check, args.strict, report_folder(args), progress)
         return _train(args, samples, checkpoint, progress, endpoint, rollouts)
 
 def _train(args, samples, checkpoint, progress, endpoint, rollouts):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STAGES', 'TRUSTED', 'PICKLES', 'MAY_CHANGE_ON_RESUME', 'MAY_CHANGE_BEGINNINGS', 'MAY_MOVE', 'BLOCK', 'WHOLE', 'LOCK',
            'is_whole', 'whole_checkpoints', 'mark_unfinished', 'way_on', 'check_files', 'lasting_settings',
-           'fingerprint', 'prepare_run_dir', 'locked', 'random_states', 'restore_random_states', 'saving_when_stopped',
-           'advising', 'keep_until', 'add_lines', 'RunLog', 'completion_row', 'write_completions']
+           'fingerprint', 'report_folder', 'prepare_run_dir', 'locked', 'random_states', 'restore_random_states',
+           'saving_when_stopped', 'advising', 'keep_until', 'add_lines', 'RunLog', 'completion_row',
+           'write_completions']
 
 # %% ../../nbs/train/runs.ipynb #81832645
 import hashlib
@@ -137,7 +138,7 @@ MAY_CHANGE_ON_RESUME = {
     "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "enable_jit_checkpoint",
     "push_to_hub", "local_rank", "debug", "skip_memory_metrics", "prediction_loss_only",
     "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-    "include_for_metrics", "batch_eval_metrics", "full_determinism", "judge_required",
+    "include_for_metrics", "batch_eval_metrics", "full_determinism", "judge_required", "strict",
 }
 MAY_CHANGE_BEGINNINGS = (
     "logging_", "log_", "save_", "eval_", "hub_", "trackio_", "ddp_", "dataloader_", "do_")
@@ -235,6 +236,12 @@ def _check_origin(out, checkpoint):
         raise InputError(f"{str(checkpoint)!r} holds weights only (--save_only_model), and its optimizer "
                          f"would begin anew: start from it with --policy {checkpoint}, and another "
                          "--output_dir")
+
+def report_folder(
+    args: TrainingArguments,  # Settings of the run
+)->Path|None:                 # None in all processes but one
+    "Where the report on a run's data goes"
+    return Path(args.output_dir) if args.should_save else None
 
 def prepare_run_dir(
     args: TrainingArguments,  # Settings of the run

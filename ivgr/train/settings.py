@@ -48,6 +48,12 @@ class PolicyConfig(TrainingArguments):
     "Which policy, in how many bits, and what of it learns"
     policy: str = setting(
         "tiny", "Policy to start from: a directory, a hub name, or `tiny` for the one that ships")
+    check: str = setting(
+        "headers", "How all rows are looked at before training: headers (boxes, and sizes of images), decode "
+                   "(images to their last byte, slower), none (a bad row ends training when its turn comes)")
+    strict: bool = setting(
+        False, "Refuse data with rows that can't be used, lack boxes or repeat a question; "
+               "default: skipped or taken as the authors do, counted, and listed in data_report.json")
     max_pixels: int|None = setting(
         None, "Shrink larger images to this many pixels; default as the policy has it (the paper: 3211264)")
     dtype: str|None = setting(

@@ -28,6 +28,7 @@ from transformers import PrinterCallback, Trainer
 
 from ..boxes import model_frame
 from ..core import FRAMES, Frame, InputError, Stream, rng_for
+from ..data.check import usable
 from ..data.conversations import Conversations, Demonstration, open_data, shown_size, written_frame
 from ..data.images import image_size
 from ..data.samples import Samples
@@ -39,7 +40,7 @@ from ivgr.train.curriculum import (
 from .distributed import StayFrozen, all_reduce_grads, skip_ddp, sum_over_processes
 from .finite import FiniteSteps, breaks, check_weights
 from .runs import RunLog, advising, fingerprint, locked
-from .runs import mark_unfinished, prepare_run_dir, saving_when_stopped
+from .runs import mark_unfinished, prepare_run_dir, report_folder, saving_when_stopped
 from .settings import PolicyConfig, load_base, make_trainable, setting
 from .stops import STOPS, naming_files
 from .tiny import tiny_policy
@@ -565,10 +566,11 @@ def cold_start(
     "Everything that `ivgr sft` does"
     progress = progress and args.process_index == 0
     data = open_data(args.data, frame=args.box_frame)
-    demonstrations = Demonstrations(data, args.textual_share, args.seed)
     facts = dict(data_fingerprint=fingerprint(data.file))
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
+        data = usable(data, args.check, args.strict, report_folder(args), progress)
+        demonstrations = Demonstrations(data, args.textual_share, args.seed)
         return _cold_start(args, demonstrations, checkpoint, bool(resume), progress)
 
 def _cold_start(args, demonstrations, checkpoint, resume, progress):
