@@ -40,7 +40,10 @@ class Stops:
         self.since = 0.               # When it came, in seconds of the monotonic clock
         self.waits = False            # It is held back until somebody checks
 
-    def receive(self, number, frame):
+    def receive(self,
+        number: int,  # Of the signal
+        frame: Any,   # Where the process was; not used
+    ):
         "Take a signal in: the handler"
         if self.number is None:
             self.number = number
