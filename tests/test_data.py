@@ -1,5 +1,6 @@
 "Data as others publish it: damaged images, archives that several processes want at once, and memory."
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +19,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from ivgr.core import Frame, InputError
+from ivgr.data.check import report_on, usable
+from ivgr.data.conversations import Conversations
 from ivgr.data.files import ImageFinder, unpack
 from ivgr.data.images import Encoded, image_size, load_image
 from ivgr.data.samples import Samples, check_boxes, read_sample, target_boxes
@@ -330,3 +333,22 @@ def test_small_tiles_have_boxes(size, seed):
     x,y = rng.randint(0, size-w),rng.randint(0, size-h)
     boxes,invalid = read_boxes(box_text((x, y, x+w, y+h), size), Frame.unit1000())
     assert invalid==0 and boxes
+
+def test_odd_conversations_are_used_or_listed(tmp_path):
+    "Placeholders anywhere, a box a pixel outside, a byte-order mark; what can't be used is listed, not an end"
+    Image.new('RGB', (224, 168)).save(tmp_path/'0.png')
+    def row(human, reply, images=('0.png',)):
+        return dict(images=list(images), conversations=[{'from':'human', 'value':human}, {'from':'gpt', 'value':reply}])
+    good = '<think>Red.</think><answer>red</answer>'
+    boxed = '<think>The tile <box>[ 20.5, -1, 225, 169 ]</box>.</think><answer>red</answer>'
+    rows = [row('What colour?\n<image>\nUse <think></think>.', good), row('Is <image> red?', good), row('<image>\nWhich?', boxed),
+            row('What is 2+2?', good, ()), row('<image>\nA?', good.replace('red', 'red <box>[1,2,3,4]</box>')),
+            row('<image>\nA?', boxed.replace('169', '170')), row('<image>\nA?', good, ('nowhere.png',))]
+    (tmp_path/'set.json').write_text('\ufeff'+json.dumps(rows), encoding='utf-8')
+    talks = Conversations(tmp_path/'set.json')
+    report = report_on(talks, progress=False)
+    assert list(report.skipped)==[3, 4, 5, 6] and 'holds a box' in report.skipped[4]
+    kept = usable(talks, progress=False)
+    assert [s.question for s in kept]==['What colour?', 'Is the image red?', 'Which?'] and len(kept.by_image())==1
+    assert kept[2].boxes==((20.5, 0, 224, 168),) and '<box>[20.5,0,224,168]</box>' in kept.demonstration(2).reply
+    with pytest.raises(InputError, match="set.json', row 3: there is no image"): usable(talks, strict=True, progress=False)
