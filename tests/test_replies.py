@@ -19,6 +19,9 @@ CHINESE = "伞是什么颜色？\n(A) 红色\n(B) 蓝色\n(C) 绿色"
 PILLS = "What is it?\n(A) vitamin C\n(B) iron\n(C) zinc\n(D) vitamin A"
 
 CASES = [  # question, truth, replies that say it, replies that do not
+    (UMBRELLA, 'C', ['Green, as the umbrella clearly shows', 'ANSWER: C', '「C」', "It's option C."],
+     ['C? No.', 'C can be ruled out', 'C seems wrong', 'Is it C?', 'C or none', 'Choices: A, B, C, D', 'The answer is C? No, B.']),
+    (BUSES, '4', ['一共有4辆'], ['4 minus 1', 'I count 3, not 4']),
     (UMBRELLA, 'B',
      ['The umbrella held by the woman is blue.', "It's blue.", 'It appears to be blue',
       'The color is blue.', 'B) blue', 'Answer - B', '(B)', '［Ｂ］', 'Ｂ．', '【B】',

@@ -130,7 +130,7 @@ _UNSURE = re.compile(
     r"no (?:idea|clue|way|information)|no one knows|hard to (?:say|tell)|impossible to|unable to|"
     r"insufficient|(?:can ?not|can['’]?t|could ?n['’]t|could not) (?:be )?"
     r"(?:say|said|tell|told|determined?|know|known|decide|judge|answer))\b|n['’]t know\b|"
-    r"不确定|不知道|无法|看不清|わかりません|分かりません|모르", re.I)
+    r"\bor (?:none|nothing|neither|not)\b|不确定|不知道|无法|看不清|わかりません|分かりません|모르", re.I)
 
 _RETHINKS = r"(?:no|or|wait|actually|maybe|perhaps|hm+|hold on|oh|oops|alternatively)\b"
 _NEW_SENTENCE = re.compile(rf"(?!(?i:{_RETHINKS}))[A-Z]\w*,? [a-zA-Z]")
@@ -276,7 +276,8 @@ _NEGATION = re.compile(
     r"(?:all|anything|everything) but|exclud\w+|rul\w+ out|eliminat\w+)\b|\w+n['’]t\b|不|没|沒|非|排除", re.I)
 _REJECTED = re.compile(
     r"[)\]\"'”’]*(?:(?:,|,? and|,? or) \(?[A-Z]\)?)*"
-    r"\s*(?:(?:is|was|are|were|can|could|does|do) ?)?(?:\b(?:clearly|definitely|obviously|also|both|all) )?"
+    r"\s*(?:(?:is|was|are|were|can be|can|could|does|do|seems|looks) ?)?"
+    r"(?:\b(?:clearly|definitely|obviously|also|both|all) )?"
     r"(?:n['’]t\b|not\b|(?:wrong|incorrect|false|out|ruled out|excluded|impossible|a (?:\w+ )?distractor)\b"
     r"|(?:では|じゃ)\S*ない|(?:では|じゃ)ありません|[이가]? ?아니|是?错)", re.I)
 _CONDITION = re.compile(r"\b(?:if|whether)\b", re.I)
@@ -297,7 +298,9 @@ def is_denied(
     before = _clause_before(plain, mention.start)
     if _CONDITION.search(re.split(r"\n|[.!?;] ", plain[:mention.start])[-1]):
         return True
-    return bool(_NEGATION.search(before) or _REJECTED.match(plain[mention.end:]))
+    after = plain[mention.end:]
+    is_asked = re.match(r"[)\]\"'”’* ]*\?", after)
+    return bool(is_asked or _NEGATION.search(before) or _REJECTED.match(after))
 
 # %% ../../nbs/data/replies.ipynb #qr000019
 NEUTRAL = set(
@@ -575,7 +578,7 @@ def same_unit(unit, true_unit, question):
 
 # %% ../../nbs/data/replies.ipynb #qr000051
 _ANY_NUMBER = re.compile(r"(?<![\w.,/^*~<>≥≤±+-])[-+]?[$€£]?\d[\d,]*(?:\.\d+)?(?![\w/^*~+'’°-]|[.,]\d)")
-_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_NUMBERS)})\b|[{''.join(_CJK_NUMBERS)}]")
+_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_NUMBERS)})\b|[{''.join(_CJK_NUMBERS)}](?![共起样定])")
 _TWICE = re.compile(r"(\d+) \(\1\)")
 _ADDS_NOTHING = re.compile(rf"[\w\s.,!:;()\"'“”‘’$%{_CJK}-]*")
 
