@@ -65,9 +65,9 @@ class ClipBounds(NamedTuple):
     dual: float  # From above, if the advantage is negative
 
 def clip_bounds(
-    clip_low: float,          # The paper's epsilon_low
-    clip_high: float,         # The paper's epsilon_high
-    dual_clip: float | None,  # The paper's c; None: no dual clip
+    clip_low: float,          # epsilon_low
+    clip_high: float,         # epsilon_high
+    dual_clip: float | None,  # c; None: no dual clip
 ) -> ClipBounds:
     "Turn bounds of the ratio into bounds of its logarithm"
     low = math.log1p(-clip_low)
@@ -125,13 +125,13 @@ def check_loss_settings(
 ) -> None:
     "Refuse a setting with which the loss has no meaning, with an `InputError`"
     if not 0 <= clip_low < 1:
-        raise InputError(f"clip_low={clip_low}: must be in [0, 1); the paper's run has 0.2")
+        raise InputError(f"clip_low={clip_low}: must be in [0, 1); the released run has 0.2")
     if not 0 <= clip_high < math.inf:
-        raise InputError(f"clip_high={clip_high}: must be at least 0; the paper's run has 0.28")
+        raise InputError(f"clip_high={clip_high}: must be at least 0; the released run has 0.28")
     if dual_clip is not None and not 1 < dual_clip < math.inf:
-        raise InputError(f"dual_clip={dual_clip}: must be above 1, or None for none; the paper's run has 3")
+        raise InputError(f"dual_clip={dual_clip}: must be above 1, or None for none; the released run has 3")
     if not 0 <= beta < math.inf:
-        raise InputError(f"beta={beta}: must be at least 0; the paper's run has 0.01")
+        raise InputError(f"beta={beta}: must be at least 0; the released run has 0.01")
 
 # %% ../nbs/07_loss.ipynb #89163d40
 def _check_shapes(logp: Tensor, advantages: Tensor, mask: Tensor, others: dict[str, Tensor | None]) -> None:
