@@ -106,7 +106,7 @@ class Archive:
         self,
         reference: Reference,  # One that qualifies
     ) -> float:                # Of two references of a query, the one with the higher rank is kept
-        "How good is it? Override this, and `qualifies`, to keep references by another rule"
+        "How good is it?"
         return reference.box_reward
 
     def offer(
@@ -228,6 +228,8 @@ def add_totals(
     parts = {name for rollout in group.rollouts for name in rollout.reward.parts}
     for stream in Stream:
         rollouts = group.of(stream)
+        if not rollouts:
+            continue
         stream_weights = UNPAIRED_WEIGHTS if stream == Stream.UNPAIRED else weights
         values = totals([rollout.reward for rollout in rollouts], stream_weights, parts)
         for rollout, value in zip(rollouts, values.tolist()):
@@ -236,8 +238,8 @@ def add_totals(
 def score_groups(
     groups: Sequence[Group],                     # Of this process; parsed, `frame` and `image_size` set
     archive: Archive,                            # Updated with the batch's grounded rollouts first
-    judge: Judge|None,                           # Called once; None: no consistency term
-    batch: int,                                  # Number of this batch, from which ages are counted
+    judge: Judge|None,                           # Called once in each process; None: no consistency term
+    batch: int,                                  # Its number (the trainer counts from 0), for ages
     weights: Mapping[str, float]|None = None,    # Of the parts in the paired streams; the paper's by default
     accuracy: Accuracy = answer_accuracy,        # Decides whether an answer is right
     gather: Callable[[Sequence], list] = list,   # Joins the lists of several processes, in one order
