@@ -26,15 +26,17 @@ JUDGE_NAMES = ("rubric", "endpoint", "policy", "none")  # what `ivgr train --jud
 
 class Pair(NamedTuple):
     "One comparison"
-    question: str   # As the model saw it
+    question: str   # As a judge is told it: `Sample.judged_question`
     reference: str  # Reasoning of a grounded rollout, taken as true; box tags may be in it
     candidate: str  # Reasoning of a textual rollout, to be scored
 
 class Judge(Protocol):
     """Anything that scores pairs
 
-    The trainer also uses two members that a judge may have. `waits = True` says that it waits for another
-    machine, so that other work runs meanwhile. `report()` returns counts for the log since its last call.
+    The trainer also uses three members that a judge may have. `waits = True` says that it waits for another
+    machine, so that other work runs meanwhile. `report()` returns counts since its last call, logged as
+    `judge/...`; one with `pairs` also needs `missing`, and both replace the trainer's own. `reasons` maps
+    kinds of failure to details, for the error where the first pairs all went unscored.
     """
     def __call__(
         self,
