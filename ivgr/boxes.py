@@ -61,9 +61,9 @@ def is_four_numbers(
 
 # %% ../nbs/01_boxes.ipynb #17f339eb
 def pairwise_iou(
-    a: Any,   # `(K, 4)` boxes
-    b: Any,   # `(L, 4)` boxes in the same frame
-) -> Tensor:  # `(K, L)` in [0, 1]
+    a: Any,   # `(len(a), 4)` boxes
+    b: Any,   # `(len(b), 4)` boxes in the same frame
+) -> Tensor:  # `(len(a), len(b))` in [0, 1]
     "Intersection over union of each box in `a` with each box in `b`"
     return _iou(as_boxes(a), as_boxes(b))
 
@@ -105,7 +105,7 @@ def _targets(gt):
 # %% ../nbs/01_boxes.ipynb #9059dbb6
 def distinct_boxes(
     boxes: Any,  # `(K, 4)` boxes, possibly repeated
-) -> Tensor:     # `(L, 4)`, `L <= K`: the first of each, in the order written
+) -> Tensor:     # `(distinct, 4)`: the first of each, in the order written
     "Every box once"
     return as_boxes(_distinct_rows(boxes))
 
