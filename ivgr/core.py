@@ -38,7 +38,7 @@ class Sample:
     "One query: image(s), question, and what is known of the truth"
     id: str                  # Stable across runs; the archive's key
     images: tuple            # Paths, file contents or PIL images, in the order of the prompt
-    question: str            # As the model sees it, options included, without image placeholders
+    question: str            # As the model sees it, with options; image placeholders in front are stripped
     answer: str              # The right answer: text, or the letter of the right option
     boxes: tuple = ()        # `(x1, y1, x2, y2)` of each target, in pixels of the original first image
     source: str = ""         # Name of the data set it came from
@@ -155,7 +155,7 @@ class Group:
 
 # %% ../nbs/00_core.ipynb #55b8066e
 def rng_for(
-    *key,  # Seed and names, e.g. `(seed, "scene", split, index)`
+    *key,  # Seed and names, e.g. `(seed, "needle", split, index)`
 ) -> random.Random:
     "A random generator of its own for each key"
     return random.Random(json.dumps(key))
