@@ -46,21 +46,21 @@ class SamplingConfig(PolicyConfig):
     "What is sampled: queries, rollouts, and how many at once"
     data: str = setting("", "Parquet file, or directory with train.parquet, in the published columns")
     per_device_train_batch_size: int = setting(
-        16, "Queries of a batch of rollouts, for each process (the paper: 282 in all)")
-    n_rollouts: int = setting(8, "Rollouts of a query in each stream (the paper: 5)")
-    updates_per_rollout: int = setting(1, "Optimizer steps on each batch of rollouts (the paper: 4)")
+        16, "Queries of a batch of rollouts, for each process (released run: 282 in all)")
+    n_rollouts: int = setting(8, "Rollouts of a query in each stream (released run: 5)")
+    updates_per_rollout: int = setting(1, "Optimizer steps on each batch of rollouts (released run: 4)")
     tokens_per_forward: int = setting(
         32768, "Tokens of the language model in one forward and backward, padding included; lower it when "
                "memory is short (on a card: see configs/); a query of more tokens goes alone")
     queries_per_sampling: int|None = setting(
         None, "Queries that are decoded together; lower it when sampling is short of memory; default all of "
               "a batch")
-    max_new_tokens: int = setting(80, "Longest reply in tokens (the paper: 4096)")
+    max_new_tokens: int = setting(80, "Longest reply in tokens (released run: 4096)")
     max_prompt: int|None = setting(
-        None, "Longest prompt in tokens, image included; a longer one is an error, never cut (the paper: "
-              "8192)")
+        None, "Longest prompt in tokens, image included; a longer one is an error, never cut "
+              "(released run: 8192)")
     temperature: float = setting(1., "Of sampling")
-    top_p: float = setting(1., "Nucleus of sampling (the paper: 0.99)")
+    top_p: float = setting(1., "Nucleus of sampling (released run: 0.99)")
 
 # %% ../nbs/12_trainer.ipynb #eacedeaa
 @dataclass
@@ -86,12 +86,13 @@ class RewardConfig(SamplingConfig):
 class DualStreamConfig(RewardConfig):
     "Settings of `ivgr train`, on top of all of `transformers.TrainingArguments`"
     output_dir: str = setting("runs/train", "Where checkpoints, logs and the trained policy go")
-    beta: float = setting(0., "Weight of the KL term towards the policy at the start (the paper: 0.01)")
+    beta: float = setting(0., "Weight of the KL term towards the policy at the start (released run: 0.01)")
     clip_low: float = setting(.2, "Lower half-width of the trust region on the ratio")
     clip_high: float = setting(.28, "Upper half-width of the trust region on the ratio")
-    dual_clip: float = setting(3., "Bound on the loss of a token with negative advantage")
+    dual_clip: float|None = setting(
+        3., "A token with negative advantage is ignored above this ratio; null in a config: never")
     unpaired_share: float|None = setting(
-        None, "Share of unpaired rows in a batch; default as in the data (the paper: 52 of 282)")
+        None, "Share of unpaired rows in a batch; default as in the data (released run: 52 of 282)")
     shard_base: bool = setting(
         False, "Split the frozen weights beside an adapter between the processes, for a base that is too "
                "large for a card; needs --rollout_url")
@@ -99,9 +100,10 @@ class DualStreamConfig(RewardConfig):
         True, "Run image and question once for all rollouts of a query; false: the unshared baseline, once "
               "for each")
     completions: int = setting(4, "Rollouts of a step that go into completions.jsonl")
-    learning_rate: float = setting(3e-4, "Peak learning rate (the paper, full fine-tune of 7B: 1e-6)")
+    learning_rate: float = setting(3e-4, "Peak learning rate (released run, full fine-tune of 7B: 1e-6)")
     lr_scheduler_type: str = setting("constant_with_warmup", "Learning rate schedule")
-    warmup_steps: float = setting(5, "Steps of linear warm-up; below 1: share of all steps (the paper: 0.02)")
+    warmup_steps: float = setting(
+        5, "Steps of linear warm-up; below 1: share of all steps (released run: 0.02)")
     max_steps: int|None = setting(
         None, "Optimizer steps; default 100, or as num_train_epochs says where that is given")
     num_train_epochs: float|None = setting(None, "Passes over the data, where max_steps is not given")
@@ -341,7 +343,7 @@ def sample(self: DualStreamTrainer,
     queries: Sequence[Query],  # Of a batch
     batch: int,                # Its number, from 0
 )->list[list[Rollout]]:        # For each query, stream by stream
-    "Sample rollouts of every query; chance depends on seed, batch and process only"
+    "Sample rollouts of every query; chance depends on seed, batch, process and `queries_per_sampling`"
     a = self.args
     process = [a.process_index] if a.process_index else []
     seed = rng_for(a.seed, "rollouts", batch, *process).getrandbits(63)
