@@ -331,7 +331,7 @@ def parse(
 def final_answer(
     text: str,  # A reply, with or without tags
 ) -> str|None:  # None where it ends in its reasoning, or says nothing after it
-    "What a reply answers: between the answer tags, or without a proper block, at the end, after the reasoning"
+    "What a reply answers: between the answer tags; without them, what follows the reasoning"
     block = read_blocks(text).answer
     if block is not None:
         return block.strip()

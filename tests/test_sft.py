@@ -9,7 +9,7 @@ from ivgr.policy import load_policy, load_weights, save_policy
 from ivgr.prompts import move_boxes, read_boxes
 from ivgr.data.conversations import Conversations
 from ivgr.train.runs import whole_checkpoints
-from ivgr.train.sft import ColdStartConfig, Demonstrations, cold_start, count_tokens, demonstration_loss, pack_demonstrations
+from ivgr.train.sft import ColdStartConfig, Demonstrations, cold_start, count_data_tokens, demonstration_loss, pack_demonstrations
 
 from test_qlora import FAMILIES,pytestmark,random_policy  # noqa: F401 (pytest reads pytestmark)
 
@@ -45,7 +45,7 @@ def test_packed_or_not_every_family_learns_the_same(family, talks):
     alone = [example for item in items for d in item for example in pack_demonstrations(policy, [d])]
     assert len(packed)==(8 if family=="qwen3_5" else 2)                  # linear attention packs no trees
     fed = [sum(len(e.tree) for e in packed if e.demonstrations[0] in item) for item in items]
-    assert fed==[count.fed for count in count_tokens(policy, demonstrations, progress=False)[:2]]
+    assert fed==[count.fed for count in count_data_tokens(policy, demonstrations, progress=False)[:2]]
     n = sum(example.n_learned for example in packed)
     grads = []
     for forwards in ([packed], [[example] for example in alone]):

@@ -56,7 +56,7 @@ def _is_empty(image):
         return not image.data
     return os.path.isfile(image) and os.path.getsize(image) == 0
 
-# %% ../../nbs/data/images.ipynb #dbc0a949
+# %% ../../nbs/data/images.ipynb #1fab61d1
 _TURNS = {  # How a picture is turned to be shown, by its EXIF orientation; 1: not at all
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEUTRAL', 'POLARITY', 'normalise', 'clean', 'without_lead', 'split_letter', 'first_sentence', 'statements',
            'final_words', 'read_options', 'Word', 'words_of', 'names_of', 'Mention', 'find_texts', 'is_denied',
-           'question_stem', 'asked_words', 'says_it', 'read_yes_no', 'read_number', 'same_unit', 'numbers_said',
-           'says_zero', 'options_like', 'picks', 'says_only']
+           'says_it', 'read_yes_no', 'read_number', 'same_unit', 'numbers_said', 'says_zero', 'options_like', 'picks',
+           'says_only']
 
 # %% ../../nbs/data/replies.ipynb #qr0000a4
 import re
@@ -84,7 +84,9 @@ class _Reply(NamedTuple):
     rest: str         # The text after it
     whole: str        # Both together
 
-def without_lead(reply):
+def without_lead(
+    reply: str,  # Cleaned
+) -> str:        # What follows the lead
     "Remove 'the answer is' and the like, unless that is all"
     text = reply.strip("*`# \n")
     lead = _LEAD.match(text)
@@ -93,7 +95,9 @@ def without_lead(reply):
         lead = _LEAD.match(text)
     return text
 
-def split_letter(reply):
+def split_letter(
+    reply: str,  # As given
+) -> _Reply:     # Its letter, if it has one, the text after it, and both
     "A reply as letter and text"
     whole = without_lead(clean(reply))
     if alone := _ALONE.fullmatch(whole):
@@ -217,7 +221,10 @@ def words_of(
     words = [Word(_name(match[0]), match.start(), match.end()) for match in _TOKEN.finditer(lower)]
     return [word for word in words if word.name not in ("the", "a", "an")]
 
-def names_of(text):
+def names_of(
+    text: str,            # Any text
+) -> tuple[str, ...]:  # In their order
+    "The words of a text, each by the name under which it is compared"
     return tuple(word.name for word in words_of(text))
 
 def _count_shared(texts):
@@ -237,9 +244,9 @@ def _distinct(texts):
 
 class Mention(NamedTuple):
     "A place where a reply names an option"
-    letter: str
-    start: int  # In the text
-    end: int
+    letter: str  # Of the option, in upper case
+    start: int   # In the text
+    end: int     # Just after it
 
 def _is_inside(mention, other):
     return other.start <= mention.start and mention.end <= other.end
@@ -330,14 +337,14 @@ _PRONOUN = re.compile(r"\b(?:it|this|that|they|its|he|she|there|we)\b|\b(?:it|th
 _CANT_SEE = re.compile(r"\b(?:can ?not|can['’]?t|could ?n['’]t) (?:be )?(?:see|seen)\b", re.I)
 _RELATIONS = set("left right above below under over front behind back top bottom inside outside".split())
 
-def question_stem(question):
+def _question_stem(question):
     "A question without its options"
     first = _OPTION.search(clean(question))
     return clean(question)[:first.start()] if first else clean(question)
 
-def asked_words(question):
+def _asked_words(question):
     "The words of a question that its answer may repeat"
-    return set(names_of(question_stem(question))) - _HEDGES
+    return set(names_of(_question_stem(question))) - _HEDGES
 
 def _sentence_around(text, mention):
     "Start and end of the sentence of a mention"
@@ -351,7 +358,11 @@ def _same_order(words, order):
     places = [order.index(thing) for thing in dict.fromkeys(things)]
     return places == sorted(places)
 
-def says_it(text, mention, question):
+def says_it(
+    text: str,         # The reply
+    mention: Mention,  # A place in it
+    question: str,     # Its words may be repeated
+) -> bool:
     "Is a text said of what was asked, and not just there?"
     start, end = _sentence_around(text, mention)
     before = text[start:mention.start]
@@ -361,15 +372,15 @@ def says_it(text, mention, question):
     said = text[mention.start:mention.end]
     others = names_of(before) + names_of(after)
     option = names_of(read_options(question).get(mention.letter, ""))
-    orders = (names_of(question_stem(question)), option)
+    orders = (names_of(_question_stem(question)), option)
     if _RELATIONS & set(names_of(said)) and not all(_same_order(others, order) for order in orders):
         return False
-    known = NEUTRAL | asked_words(question) | set(option)
+    known = NEUTRAL | _asked_words(question) | set(option)
     if not any(name.isdigit() for name in names_of(said)):
         known |= {"1"}  # "a blue one"
     if set(others) <= known:
         return True
-    asked = set(others) & (asked_words(question) - NEUTRAL)
+    asked = set(others) & (_asked_words(question) - NEUTRAL)
     following = names_of(re.split(r"[,;:()]", after)[0])
     leads_on = known | {"and", "because", "since", "while"}
     goes_on = following and following[0] not in leads_on
@@ -386,7 +397,8 @@ _NO = set("no false nope nah 否 不 不是 不是的 没有 沒有 没 无 不�
 _LONE = dict(y="yes", n="no")
 _SOFT = re.compile(
     r"(?:so|therefore|thus|hence|then|well|ok|okay|i|think|believe|would|say|guess|it['’]s|that['’]s|it|is|"
-    r"the|answer|final|based|on|from|image|picture|photo|in|my|opinion|probably|likely|maybe|perhaps|most|definitely|absolutely|"
+    r"the|answer|final|based|on|from|image|picture|photo|in|my|opinion|"
+    r"probably|likely|maybe|perhaps|most|definitely|absolutely|"
     r"certainly|clearly|indeed|surely|obviously|simply|of|course|oh|and|a)\b ?", re.I)
 _CLAUSE = re.compile(
     rf"[,;:.!?/\n—–()\[\]{{}}\"“”]|\s-\s|\b(?:but|so|because|since|and|or|while|as|though|although)\b"
@@ -475,7 +487,7 @@ def _ends_there(text, topic):
 
 def _echo_verdict(sentence, question):
     "`yes` or `no` of a sentence that answers by repeating the question, else None"
-    asked = _YES_NO_QUESTION.search(question_stem(question))
+    asked = _YES_NO_QUESTION.search(_question_stem(question))
     if not asked or re.search(r"\bor\b", asked[0]) or _DENIAL.search(asked[0]) or _MODAL.search(sentence):
         return None
     exists = _EXISTENCE_QUESTION.search(asked[0])
@@ -511,7 +523,7 @@ def _sentences(text):
 def _verdict(text, question):
     "`yes`, `no`, `both` or None of a text, by all of its clauses"
     plain = re.sub(r"\([a-z]\)|^[a-z][.):] ", " ", _IDIOM.sub(" ", text)).strip(" '\"`$*.")
-    asked = asked_words(question) - NEUTRAL
+    asked = _asked_words(question) - NEUTRAL
     clauses = [clause.strip() for clause in _CLAUSE.split(plain) if clause.strip()]
     heads = [_LONE.get(plain) or _head_verdict(clause, asked) for clause in clauses]
     statements_only = re.sub(r"[^.!?\n]*\?", " ", plain)
@@ -571,7 +583,11 @@ def read_number(
     value = Decimal(sign + digits.replace(",", ""))
     return value, _unit(money or unit)
 
-def same_unit(unit, true_unit, question):
+def same_unit(
+    unit: str,       # Of the reply; empty: none
+    true_unit: str,  # Of the true answer; empty: none
+    question: str,   # May name the unit that one of them leaves out
+) -> bool:
     "Is it one unit, or is one of the two left out that the question names?"
     units = {unit, true_unit}
     return len(units) == 1 or "" in units and max(units) in _units_named(question)
@@ -603,7 +619,7 @@ def _number_in(sentence, true_unit, question):
     sign = re.match(r" ?[%°]", after)
     value = read_number(number + (sign[0] if sign else ""))
     unit, *others = names_of(after) or ("",)
-    known = NEUTRAL | asked_words(question)
+    known = NEUTRAL | _asked_words(question)
     adds_words = not set(names_of(before) + tuple(others)) <= known
     if value is None or adds_words or not _ADDS_NOTHING.fullmatch(before + after):
         return None
@@ -612,7 +628,11 @@ def _number_in(sentence, true_unit, question):
     has_unit = unit and unit not in NEUTRAL and (unit == true_unit or unit not in known or bool(true_unit))
     return value[0], value[1] or (_unit(unit) if has_unit else "")
 
-def numbers_said(answer, true_unit, question):
+def numbers_said(
+    answer: str,     # As given
+    true_unit: str,  # Of the true answer; empty: none
+    question: str,   # As the model sees it
+) -> list:           # A number for each statement, or None where it states none
     "Each number that a reply may state, the most explicit first"
     text = final_words(clean(answer))
     stated = [first_sentence(statement) for statement in statements(text)]
@@ -621,11 +641,14 @@ def numbers_said(answer, true_unit, question):
 
 _ZERO = re.compile(r"(?:none|zero|nothing)\b|(?:there (?:are|is) )?no\b(?= \w)", re.I)
 
-def says_zero(text, question):
+def says_zero(
+    text: str,      # The end of a reply
+    question: str,  # Says what was counted
+) -> bool:
     "Does a reply say that there is none of what was counted?"
     zero = _ZERO.match(text)
     words = names_of(text[zero.end():]) if zero else ()
-    return bool(zero) and set(words) <= NEUTRAL | asked_words(question)
+    return bool(zero) and set(words) <= NEUTRAL | _asked_words(question)
 
 # %% ../../nbs/data/replies.ipynb #dac74bfb
 _INNER = re.compile(r"(?<!\w)\([A-Za-z]\)|(?<![\w'’-])[A-HJ-Z](?![\w'’-])")
@@ -640,7 +663,10 @@ def _same_words(text, option):
     names = names_of(text)
     return bool(names) and names == names_of(option) and _SIGN.findall(text) == _SIGN.findall(option)
 
-def options_like(text, options):
+def options_like(
+    text: str,                # Of an answer
+    options: dict[str, str],  # Letter to text, from `read_options`
+) -> set[str]:                # Letters
     "The letters of the options that read like a text"
     plain = normalise(text)
     return {letter for letter, option in options.items() if option == plain or _same_words(plain, option)}
@@ -738,7 +764,7 @@ def _by_meaning(text, options, question):
     "The option that says yes or no as the text does, or none as the text does"
     by_verdict = {read_yes_no(option): letter for letter, option in options.items()}
     if len(options) == 2 and set(by_verdict) == {"yes", "no"}:
-        verdict = read_yes_no(text, question_stem(question))
+        verdict = read_yes_no(text, _question_stem(question))
         return {by_verdict[verdict]} if verdict else set()
     if not says_zero(text, question):
         return set()
@@ -769,14 +795,14 @@ def _spaceless(text):
 
 def _alternatives(question):
     "The words on both sides of each 'or' in a question"
-    names = [match[0] for match in re.finditer(r"\w+", question_stem(question).lower())]
+    names = [match[0] for match in re.finditer(r"\w+", _question_stem(question).lower())]
     near = [names[max(0, i - 1):i + 2] for i, name in enumerate(names) if name == "or"]
     return {_name(name) for group in near for name in group}
 
 def _is_alone(text, mention, question):
     "Do the other words of a text add nothing?"
     others = set(names_of(text[:mention.start]) + names_of(text[mention.end:]))
-    known = (NEUTRAL | asked_words(question)) - _alternatives(question)
+    known = (NEUTRAL | _asked_words(question)) - _alternatives(question)
     return others <= known and says_it(text, mention, question) and not is_denied(text, mention)
 
 def says_only(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'MODES', 'CROPPED', 'results_of', 'reasoning_text', 'read_modes', 'modes_of', 'Header', 'read_header',
-           'make_batches', 'Job', 'crop_views', 'shown_size', 'answer', 'BatchSplitter', 'read_results', 'evaluate']
+           'make_batches', 'Job', 'crop_views', 'answer', 'BatchSplitter', 'read_results', 'evaluate']
 
 # %% ../../nbs/evaluate/ask.ipynb #6975aa9d
 import gc
@@ -28,6 +28,7 @@ from ivgr.core import (
     Frame, Group, InputError, Reward, Rollout, Sample, Stream, read_jsonl, rng_for, write_jsonl
 )
 from ..data.answers import answer_accuracy
+from ..data.conversations import shown_size
 from ..data.images import image_digest, image_size, load_image
 from ..policy import Policy, tokenize_prompts
 from ..rewards import answer_of, base_rewards, format_reward
@@ -255,15 +256,6 @@ def crop_views(
         targets.append(union_box(distinct).tolist())
     return [_crop(image, box, seen, pad, zoom) for box in targets]
 
-def shown_size(
-    policy: Policy,      # Whose image processor
-    image: Image.Image,  # Of any size
-) -> tuple[int, int]:    # (width, height) in pixels
-    "The size of the picture that a policy is shown instead of an image"
-    processor = policy.image_processor
-    _, rows, columns = processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
-    return columns * processor.patch_size, rows * processor.patch_size
-
 # %% ../../nbs/evaluate/ask.ipynb #12aa8b68
 def _direct_streams(modes):
     "The streams of the first pass; crops need the grounded one"
@@ -288,7 +280,7 @@ def _closer_look(policy, sample, boxes, union):
     if not boxes:
         return sample
     image = load_image(sample.images[0])
-    views = crop_views(image, boxes, shown_size(policy, image), union)
+    views = crop_views(image, boxes, shown_size(policy.image_processor, image.size), union)
     return replace(sample, images=(*sample.images, *views))
 
 def _answer_with_crops(policy, samples, modes, answers, rules, sampling):

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rows', 'BENCHMARKS', 'NEEDLES', 'without_shortcut', 'listed', 'split_options', 'Row', 'Targets', 'usable_targets',
-           'plain_scores', 'source_scores', 'order_scores', 'task_scores', 'box_scores', 'subset_rows', 'yes_scores',
-           'script_boxes', 'tree_scores', 'type_parts', 'source_parts', 'level_parts', 'Form', 'Benchmark', 'Questions',
-           'Part', 'Needles', 'load_benchmark', 'benchmark_scores', 'part_scores']
+           'plain_scores', 'order_scores', 'yes_scores', 'script_boxes', 'Form', 'Benchmark', 'Questions', 'Part',
+           'Needles', 'load_benchmark', 'benchmark_scores', 'part_scores']
 
 # %% ../../nbs/evaluate/benchmarks.ipynb #210bc1b6
 import ast
@@ -325,7 +324,7 @@ def _accuracy_of(rows, start):
     "The share of right answers among the questions whose type begins so"
     return mean_of([row for row in rows if row["question_type"].startswith(start)], "accuracy")
 
-def source_scores(
+def _source_scores(
     rows: Rows,  # Of one mode
 ) -> dict[str, float | None]:
     "CV-Bench: accuracy, and its mean over the sources, the official score of the 2D half"
@@ -340,20 +339,20 @@ def order_scores(
         "single": _accuracy_of(rows, "single"),
         "cross": _accuracy_of(rows, "cross")}
 
-def task_scores(
+def _task_scores(
     rows: Rows,  # Of one mode
 ) -> dict[str, float | None]:
     "MME-RealWorld: accuracy, and that of its two tasks"
     return plain_scores(rows) | {task: _accuracy_of(rows, task) for task in ("Perception", "Reasoning")}
 
-def box_scores(
+def _box_scores(
     rows: Rows,  # Of one mode
 ) -> dict[str, float | None]:
     "Accuracy, and the mean over a question's true boxes of the best IoU with a written one"
     return plain_scores(rows) | {"mean IoU": mean_of(rows, "iou")}
 
 # %% ../../nbs/evaluate/benchmarks.ipynb #81859b93
-def subset_rows(
+def _subset_rows(
     rows: Rows,  # Of one mode
 ) -> list[dict]:   # A row for each subset that it belongs to
     "Rows of POPE, each in one subset"
@@ -377,7 +376,7 @@ def yes_scores(
     rows: Rows,  # With true answers yes and no
 ) -> dict[str, float | None]:
     "POPE: accuracy, and how well *yes* is said: precision, recall, F1, and how often"
-    rows = subset_rows(rows)
+    rows = _subset_rows(rows)
     replied = [_replied_yes(row) for row in rows]
     true = [accuracy(row["truth"], "yes") == 1 for row in rows]
     hits = sum(r and t for r, t in zip(replied, true))
@@ -412,23 +411,23 @@ def _script_iou(row):
         return 0.
     return float(pairwise_iou(as_boxes(boxes), as_boxes(row["targets"])).amax(0).mean())
 
-def tree_scores(
+def _tree_scores(
     rows: Rows,  # Of one mode
 ) -> dict[str, float | None]:
     "TreeBench: accuracy, and three measures of the written boxes"
     scripted = [dict(iou=_script_iou(row)) for row in rows]
-    return box_scores(rows) | {
+    return _box_scores(rows) | {
         "mean IoU, script": mean_of(scripted, "iou"),
         "mean R_box": mean_of(rows, "box")}
 
 # %% ../../nbs/evaluate/benchmarks.ipynb #35da2664
-def type_parts(
+def _type_parts(
     rows: Rows,  # Of one mode
 ) -> dict[str, list]:   # Name of a part -> its rows
     "By type of question"
-    return group_rows(subset_rows(rows), "question_type")
+    return group_rows(_subset_rows(rows), "question_type")
 
-def source_parts(
+def _source_parts(
     rows: Rows,  # Of one mode
 ) -> dict[str, list]:
     "By task, and by source"
@@ -440,7 +439,7 @@ def _path(row):
     depth = 2 if kind[0].lower() == "attribute" else len(kind)
     return [*row["question_type"].split("/"), "/".join(kind[:depth])]
 
-def level_parts(
+def _level_parts(
     rows: Rows,  # Of one mode
 ) -> dict[str, list]:
     "By each level of a taxonomy"
@@ -468,14 +467,14 @@ class Benchmark:
     rows: int                  # Questions when complete
     scores: Callable[[Rows], dict] = plain_scores       # Rows of one mode -> scores
     board: str = "accuracy"                             # The score on the leaderboard
-    parts: Callable[[Rows], dict] = type_parts          # Rows of one mode -> parts
+    parts: Callable[[Rows], dict] = _type_parts          # Rows of one mode -> parts
     part_scores: Callable[[Rows], dict] = plain_scores  # Rows of one part -> scores
 
     def count(self,
         results: Rows,  # Of one policy
     ) -> int:           # To be compared with `rows`
         "Questions that were answered; one that belongs to several subsets counts in each"
-        return len(group_rows(subset_rows(results), "id", "question_type"))
+        return len(group_rows(_subset_rows(results), "id", "question_type"))
 
 def _hrbench(size):
     columns = ("question", "answer", "category", "cycle_category", "A", "B", "C", "D", "image")
@@ -497,9 +496,9 @@ def _cvbench(kind, rows, board):
         forms=(Form(f"test_{kind}.parquet", columns, _read_cvbench),),
         wanted=(f"test_{kind}.parquet",),
         rows=rows,
-        scores=source_scores,
+        scores=_source_scores,
         board=board,
-        parts=source_parts)
+        parts=_source_parts)
 
 _VSTAR_COLUMNS = ("image", "text", "label", "category")
 _VSTAR = Benchmark(
@@ -526,8 +525,8 @@ _REALWORLD = Benchmark(
         Form("MME-RealWorld-Lite.json", _REALWORLD_FILES, _read_realworld_files)),
     wanted=("data/*",),
     rows=1919,
-    scores=task_scores,
-    parts=level_parts)
+    scores=_task_scores,
+    parts=_level_parts)
 
 _TREEBENCH_COLUMNS = ("question", "multi-choice options", "answer", "category", "image", "target_instances")
 _TREEBENCH = Benchmark(
@@ -536,9 +535,9 @@ _TREEBENCH = Benchmark(
     forms=(Form("TreeBench.tsv", _TREEBENCH_COLUMNS, _read_treebench),),
     wanted=("TreeBench.tsv",),
     rows=405,
-    scores=tree_scores,
-    parts=level_parts,
-    part_scores=tree_scores)
+    scores=_tree_scores,
+    parts=_level_parts,
+    part_scores=_tree_scores)
 
 _POPE_COLUMNS = ("question", "answer", "category", "image")
 _POPE = Benchmark(
@@ -800,7 +799,7 @@ def benchmark_scores(
     results: Sequence[dict],  # From `evaluate`
 ) -> dict[str, dict]:         # For each mode: the benchmark's own scores
     "The scores of a benchmark"
-    scores = BENCHMARKS[name].scores if name in BENCHMARKS else box_scores
+    scores = BENCHMARKS[name].scores if name in BENCHMARKS else _box_scores
     by_mode = group_rows(checked_results(results), "mode")
     return {mode: scores(rows) for mode, rows in by_mode.items()}
 
