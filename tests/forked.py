@@ -7,6 +7,7 @@ from conftest import FORKSERVER,write_to
 def _command(words):
     from ivgr.tools.cli import main
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)              # and `nohup` this one
     sys.exit(main(words))
 
 def _script(path, words, **env):

@@ -430,7 +430,7 @@ def test_the_end_of_a_run_is_on_the_hub(command, hub, data, tmp_path, capsys, mo
     assert "pushed: " in capsys.readouterr().out and json.loads(hub.calls[0][2])["visibility"]=="public"
     files = pushed(hub)
     here = {p.name for p in (tmp_path/"run").iterdir() if p.is_file()}
-    assert set(files)<=here and here-set(files)=={"metrics.jsonl", "training_args.bin"}|({"archive.jsonl", "completions.jsonl"} if command=="train" else set())
+    assert set(files)<=here and here-set(files)=={"metrics.jsonl", "training_args.bin", "data_report.json"}|({"archive.jsonl", "completions.jsonl"} if command=="train" else set())
     assert all(content==(tmp_path/"run"/name).read_bytes() for name,content in files.items()) and b"Limits" in files["README.md"]
     assert not any(k.startswith("hub") or "push" in k for k in json.loads(files["run.json"]))
     hub.refuse = True

@@ -190,7 +190,7 @@ def measure(
     queries, rollouts = random_queries(model, config, load)
     suppress_tokens = [config.image_token_id, config.video_token_id]
     policy: Any = SimpleNamespace(
-        model=model, config=config, suppress_tokens=suppress_tokens, eos_token_ids=[], read=lambda ids: "")
+        model=model, config=config, suppress_tokens=suppress_tokens, eos_token_ids=[], to_text=lambda ids: "")
     generator = torch.Generator(device).manual_seed(0)
 
     def sample():
