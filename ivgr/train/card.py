@@ -142,12 +142,20 @@ def card_lines(
         "| | first | last |", "|---|---|---|", *results, "",
         "## Limits", "", *limits, _LICENCE, ""]
 
+def _from_here(path:str)->str:
+    "A path as the working directory sees it; one outside, and a name on a hub, as it is"
+    place = Path(path)
+    inside = place.is_absolute() and place.is_relative_to(Path.cwd())
+    return str(place.relative_to(Path.cwd())) if inside else path
+
 def write_card(
     folder:str|Path, # Of a finished run of `ivgr train` or `ivgr sft`
 )->Path:             # Its `README.md`
     "Say what a policy learnt from, with which settings, how that went, and what is not known of it"
     folder = Path(folder)
     run = json.loads((folder/"run.json").read_text())
+    for key in ("policy", "data"):
+        run[key] = _from_here(run[key])
     metrics = folder/"metrics.jsonl"
     log = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     adapter = (folder/"adapter_config.json").exists()
