@@ -50,6 +50,7 @@ def train(
     progress: bool = True,                 # Show a progress bar
     endpoint: EndpointConfig|None = None,  # Where the judge's server is; None: the environment says
     rollouts: RolloutConfig|None = None,   # Where rollouts are sampled; None: here
+    trainer_class: type[DualStreamTrainer] = DualStreamTrainer,  # Or one that measures more
 )->Policy:                                 # Trained; also saved in `output_dir`
     "Everything that `ivgr train` does"
     samples = Samples(args.data)
@@ -58,14 +59,14 @@ def train(
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
         kept = usable(samples, args.check, args.strict, report_folder(args), progress)
-        return _train(args, kept, checkpoint, progress, endpoint, rollouts)
+        return _train(args, kept, checkpoint, progress, endpoint, rollouts, trainer_class)
 
-def _train(args, samples, checkpoint, progress, endpoint, rollouts):
+def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class):
     policy = make_trainable(load_base(args), args, args.beta)
     judge = make_judge(args.judge, policy, endpoint)
     sampler = RolloutServer(rollouts, Path(args.output_dir)/"adapters") if rollouts else None
     args.disable_tqdm = True  # RunLog shows our own bar
-    trainer = DualStreamTrainer(policy, args, samples, judge, sampler)
+    trainer = trainer_class(policy, args, samples, judge, sampler)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog("train", _SHOWN, progress))
     try:
