@@ -16,6 +16,7 @@ WINDOWS = "How many windows does the house have?\n(A) 2\n(B) 4\n(C) 6\n(D) 0"
 SIGN = "What is written on the sign?\n(A) STOP\n(B) GO\n(C) EXIT\n(D) 42\n(E) The image does not feature the sign."
 LAMP = "Is the lamp on or off?"
 CHINESE = "伞是什么颜色？\n(A) 红色\n(B) 蓝色\n(C) 绿色"
+BLANK = "What does the sign say?\n(A) STOP\n(B) GO\n(C) N/A"
 PILLS = "What is it?\n(A) vitamin C\n(B) iron\n(C) zinc\n(D) vitamin A"
 
 CASES = [  # question, truth, replies that say it, replies that do not
@@ -130,6 +131,11 @@ CASES = [  # question, truth, replies that say it, replies that do not
     (PILLS, 'A',
      ['vitamin C', 'A', 'It is vitamin C.', 'The answer is vitamin C', '(A) vitamin C'],
      ['C', 'vitamin A', 'zinc']),
+    (BLANK, 'C', ['n/a', 'N/A', 'n/a.', 'The answer is N/A', 'C', '(C) n/a'], ['A', 'n or a', 'STOP']),
+    (UMBRELLA, 'C',  # a letter within a name is no option
+     ['Letter C', 'so C', 'A and B are wrong, leaving C', '1. C', 'most likely C', '# C', 'The umbrella matches C'],
+     ['C++', 'c++', 'C#', 'Vitamin C', 'It is vitamin C', 'Vitamin C is good', 'The answer is vitamin C', 'Plan C', 'C major', '°C',
+      '20 °C', '5 C', 'USB-C', 'vitamin C, so B']),
     ('', 'B',
      ['B', 'The answer is B.', '答案是B', '选B', "B because it's round"],
      ['A', 'The answer is A, not B']),

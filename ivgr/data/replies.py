@@ -74,7 +74,7 @@ _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b,? *)?"
     r"(?:(?:the|my) )?(?:(?:final|correct|right|best) )?"
     r"\b(?:answer|option|choice)\b(?: is\b)?[ :=]*", re.I)
-_ALONE = re.compile(r"\W*([A-Za-z])\W*")
+_ALONE = re.compile(r"[^\w°]*([A-Za-z])[^\w+#]*")  # not of °C, C++ or C#
 _MARK = re.compile(
     r"(?:[(\[]([A-Za-z])[)\]][.:,]?"                               # (B) or [B].
     r"|([A-Za-z])(?:[).:,](?=\s|$)|\s+[-–—](?=\s)|\n))\s*")       # B. or B - or a line of its own
@@ -88,7 +88,7 @@ def without_lead(
     reply: str,  # Cleaned
 ) -> str:        # What follows the lead
     "Remove 'the answer is' and the like, unless that is all"
-    text = reply.strip("*`# \n")
+    text = reply.lstrip("#").strip("*` \n")
     lead = _LEAD.match(text)
     while lead and lead[0] != text:
         text = text[lead.end():].strip("*` \n")
@@ -656,6 +656,12 @@ _AFTER_LETTER = "is|was|or|and|because|since|as|based|looks|seems|appears|matche
 _ARTICLE = re.compile(  # the A of "A dog", where a sentence begins, but not that of "A is right"
     rf"(?:^\W*|(?<=[.!?\n] )|(?<=\n))A (?!(?:{_AFTER_LETTER})\b)(?=[a-z])")
 _SMALL_LETTER = re.compile(r"\b(?:option|choice) (?P<letter>[a-z])\b", re.I)
+_NAME_WITH_LETTER = re.compile(r"\b[A-Z](?:\+\+|#)|[°\d] ?[A-Z]\b(?!\))", re.I)  # C++, C#, °C, 5 C
+_LEADS_TO_LETTER = frozenset(
+    "and or not nor neither either both than with for choose chose chosen select selected pick picked prefer letter "
+    "statement alternative mean means match matches fit fits support supports towards toward must should could "
+    "might may maybe perhaps also why if whether unlike except exclude excludes eliminate eliminates leave leaves leaving between "
+    "finally".split())
 _SIGN = re.compile(r"[%°$€£/+<>=~^≥≤±]|(?<!\w)-(?=[\d.])")
 
 def _same_words(text, option):
@@ -677,7 +683,23 @@ def _bare_letters(text):
     letters = {word.upper() for word in words if len(word) == 1 and word.isascii() and word.isalpha()}
     if any(len(word) > 1 and word.lower() not in ("and", "or") for word in words):
         return set()
+    if _NAME_WITH_LETTER.search(text):
+        return set()
     return set() if _NEGATION.search(text) else letters
+
+def _is_in_name(text, mention):
+    "Is a letter part of a name: the end of 'vitamin C' or '20 °C', the beginning of 'C++' or 'C major'?"
+    if text[mention.start] == "(":
+        return False
+    if _NAME_WITH_LETTER.search(text, max(0, mention.start - 2), mention.end + 2):
+        return True
+    if re.fullmatch(r" (?:major|minor|sharp|flat)\W*", text[mention.end:]):
+        return True
+    before = re.search(r"([^\W\d_]+) $", text[:mention.start])
+    if before is None or not before[1].isascii():
+        return False
+    word = before[1].lower()
+    return not (word in _LEADS_TO_LETTER or word.endswith("ly") or _name(word) in NEUTRAL)
 
 def _letter_mentions(text, texts):
     "The letters in brackets, and the capitals that stand alone, outside the texts of options"
@@ -708,8 +730,11 @@ def _without_denials(text, mentions):
 def _named(text, options, question):
     "The options that a text names anywhere, by letter or by text"
     texts = find_texts(text, options)
-    letters = _affirmed(text, _letter_mentions(text, texts))
+    mentions = _letter_mentions(text, texts)
+    letters = _affirmed(text, mentions)
     by_text = _affirmed(text, texts)
+    if not by_text and all(_is_in_name(text, mention) for mention in mentions):
+        return set()
     if letters or len(by_text) > 1:
         return letters | by_text
     plain = _without_denials(text, texts)
@@ -732,9 +757,12 @@ def _at_head(text, options, question, is_statement=False):
     agreeing = options_like(rest, options)
     if letter and agreeing:
         return {letter} if letter in agreeing else {letter} | agreeing
+    named = options_like(whole, options)
+    if named and not letter:  # "n/a" is a text, though it looks like two letters
+        return named
     if letters := _bare_letters(whole):
         return letters
-    if named := options_like(whole, options):
+    if named:
         return named
     first = whole[:1].upper()
     if whole[1:2] == " " and first in options_like(whole[2:], options):
