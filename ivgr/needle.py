@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SPLITS', 'NeedleConfig', 'Tile', 'make_scene',
-           'render', 'region', 'box_text', 'Question', 'attribute_question', 'relation_question', 'ask', 'split_of',
-           'needle_scene', 'write_needle']
+           'render', 'region', 'box_text', 'Question', 'attribute_reasoning', 'attribute_question', 'named_question',
+           'relation_word', 'relation_reasoning', 'relation_question', 'ask', 'split_of', 'needle_scene',
+           'write_needle', 'write_table']
 
 # %% ../nbs/03_needle.ipynb #811da801
 import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 from random import Random
@@ -43,8 +44,9 @@ class NeedleConfig:
     tile_max: int = 28      # Longest side of a tile, in pixels
     clutter: int = 0        # Grey specks that no question is about
     relations: float = 0.3  # Share of relation questions; the others ask for an attribute
-    choices: float = 0.5    # Share of multiple-choice questions; the others are open
-    terse: float = 0.       # Share of textual demonstrations that only name what the question is about
+    choices: float = 0.5    # Share of questions with options that have letters
+    named: float = 0.       # Share of attribute questions without letters that name two options in words
+    wrong_answers: float = 0.  # Share of training questions whose answer column is wrong
 
     def __post_init__(self):
         if not 1 <= self.objects <= len(COLOURS):
@@ -55,7 +57,7 @@ class NeedleConfig:
             raise InputError(f"tile_min={self.tile_min}, tile_max={self.tile_max}: {limits}")
         if self.clutter < 0:
             raise InputError(f"clutter={self.clutter}: the number of specks can't be negative")
-        for name in ("relations", "choices", "terse"):
+        for name in ("relations", "choices", "named", "wrong_answers"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise InputError(f"{name}={share}: a share lies between 0 and 1")
@@ -161,10 +163,11 @@ class Question:
     text: str       # The question, options included
     answer: str     # Text, or the letter of the right option
     boxes: tuple    # Boxes of the tiles it is about, in pixels
-    kind: str       # `attribute` or `relation`
-    options: int    # 0: open; else the number of options
+    kind: str       # `attribute`, `attribute-named` or `relation`
+    options: int    # 0: without letters; else the number of options
     textual: str    # True reasoning in words
     grounded: str   # True reasoning with boxes
+    alternatives: tuple = ()  # Wrong answers of the same form
 
 # %% ../nbs/03_needle.ipynb #080e191c
 def _with_options(
@@ -173,15 +176,29 @@ def _with_options(
     answer: str,          # The right answer
     pool: Sequence[str],  # Where wrong options come from
     n: int,               # Number of options; 0 leaves the question open
-) -> tuple[str, str]:     # The question with its options, and the answer in the form that is expected
+) -> tuple[str, str, tuple]:  # The question with its options; the answer as it is expected; wrong ones
     "Turn an open question into multiple choice"
-    if not n:
-        return text, answer
     wrong = [option for option in pool if option != answer]
+    if not n:
+        return text, answer, tuple(wrong)
     options = rng.sample(wrong, n - 1) + [answer]
     rng.shuffle(options)
-    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options)]
-    return "\n".join([text, *lines]), LETTERS[options.index(answer)]
+    letters = LETTERS[:n]
+    lines = [f"({letter}) {option}" for letter, option in zip(letters, options)]
+    right = letters[options.index(answer)]
+    return "\n".join([text, *lines]), right, tuple(letters.replace(right, ""))
+
+# %% ../nbs/03_needle.ipynb #6760aeba
+def attribute_reasoning(
+    tile: Tile,               # Asked about
+    size: int,                # Side of the image, in pixels
+    seen: Tile|None = None,   # The tile whose place and top are described; None: the right one
+) -> tuple[str, str]:         # In words, and with boxes
+    "What is to be said about a tile's top"
+    seen = seen or tile
+    name = f"The {tile.colour} tile"
+    facts = f"is in the {region(seen.box, size)}. Its top is {seen.top}."
+    return f"{name} {facts}", f"{name} {box_text(seen.box, size)} {facts}"
 
 # %% ../nbs/03_needle.ipynb #50834464
 def attribute_question(
@@ -193,13 +210,54 @@ def attribute_question(
     "Ask for the top colour of one tile"
     tile = rng.choice(tiles)
     open_text = f"What colour is the top of the {tile.colour} tile?"
-    text, answer = _with_options(rng, open_text, tile.top, list(COLOURS), n_options)
-    name = f"The {tile.colour} tile"
-    facts = f"is in the {region(tile.box, size)}. Its top is {tile.top}."
-    return Question(
-        text, answer, (tile.box,), "attribute", n_options,
-        textual=f"{name} {facts}",
-        grounded=f"{name} {box_text(tile.box, size)} {facts}")
+    text, answer, wrong = _with_options(rng, open_text, tile.top, list(COLOURS), n_options)
+    reasoning = attribute_reasoning(tile, size)
+    return Question(text, answer, (tile.box,), "attribute", n_options, *reasoning, wrong)
+
+def named_question(
+    rng: Random,            # Source of randomness
+    tiles: Sequence[Tile],  # The scene
+    size: int,              # Side of the image, in pixels
+) -> Question:              # With its true answer, boxes and reasoning
+    "Ask for the top colour of one tile, and name two; the wrong one is another tile's top where there is one"
+    tile = rng.choice(tiles)
+    tops = [other.top for other in tiles if other.top != tile.top]
+    wrong = rng.choice(tops or [colour for colour in COLOURS if colour != tile.top])
+    pair = [tile.top, wrong]
+    rng.shuffle(pair)
+    text = f"Is the top of the {tile.colour} tile {pair[0]} or {pair[1]}?"
+    reasoning = attribute_reasoning(tile, size)
+    return Question(text, tile.top, (tile.box,), "attribute-named", 0, *reasoning, (wrong,))
+
+# %% ../nbs/03_needle.ipynb #8cb73d3a
+def relation_word(
+    a: Tile,    # First
+    b: Tile,    # Second
+    axis: int,  # 0: along x; 1: along y
+) -> str:       # `left`, `right`, `above` or `below`
+    "Where the first tile lies, seen from the second"
+    words = ("left", "right") if axis == 0 else ("above", "below")
+    return words[_gap(a, b, axis) > 0]
+
+def relation_reasoning(
+    a: Tile,                 # First tile of the question
+    b: Tile,                 # Second tile
+    axis: int,               # 0: left or right; 1: above or below
+    size: int,               # Side of the image, in pixels
+    seen: Tile|None = None,  # The tile whose place is described as the first one's; None: the right one
+) -> tuple[str, str]:        # In words, and with boxes
+    "What is to be said about how two tiles lie"
+    seen = seen or a
+    of = " of" if axis == 0 else ""
+    where_a = f"is in the {region(seen.box, size)}."
+    where_b = f"is in the {region(b.box, size)}."
+    conclusion = f"The {a.colour} tile is {relation_word(seen, b, axis)}{of} the {b.colour} tile."
+    name_a = f"The {a.colour} tile"
+    name_b = f"The {b.colour} tile"
+    textual = f"{name_a} {where_a} {name_b} {where_b} {conclusion}"
+    boxed_a = f"{name_a} {box_text(seen.box, size)}"
+    boxed_b = f"{name_b} {box_text(b.box, size)}"
+    return textual, f"{boxed_a} {where_a} {boxed_b} {where_b} {conclusion}"
 
 # %% ../nbs/03_needle.ipynb #85472225
 def relation_question(
@@ -214,18 +272,11 @@ def relation_question(
         return None
     a, b, axis = rng.choice(pairs)
     words = ("left", "right") if axis == 0 else ("above", "below")
-    answer = words[_gap(a, b, axis) > 0]
     relation = " or ".join(words) + (" of" if axis == 0 else "")
     open_text = f"Is the {a.colour} tile {relation} the {b.colour} tile?"
-    text, answer_given = _with_options(rng, open_text, answer, words, n_options)
-    conclusion = f"The {a.colour} tile is {answer}{' of' if axis == 0 else ''} the {b.colour} tile."
-    where_a = f"is in the {region(a.box, size)}."
-    where_b = f"is in the {region(b.box, size)}."
-    return Question(
-        text, answer_given, (a.box, b.box), "relation", n_options,
-        textual=f"The {a.colour} tile {where_a} The {b.colour} tile {where_b} {conclusion}",
-        grounded=f"The {a.colour} tile {box_text(a.box, size)} {where_a} "
-                 f"The {b.colour} tile {box_text(b.box, size)} {where_b} {conclusion}")
+    text, answer, wrong = _with_options(rng, open_text, relation_word(a, b, axis), words, n_options)
+    reasoning = relation_reasoning(a, b, axis, size)
+    return Question(text, answer, (a.box, b.box), "relation", n_options, *reasoning, wrong)
 
 def _clear_pairs(tiles, size):
     "All `(a, b, axis)` whose centres lie clearly apart along the axis, 0 for x and 1 for y"
@@ -253,14 +304,12 @@ def ask(
     question = None
     if rng.random() < cfg.relations:
         question = relation_question(rng, tiles, cfg.size, 2 if is_choice else 0)
-    if question is None:
-        n_options = rng.choice((2, 3, 4)) if is_choice else 0
-        question = attribute_question(rng, tiles, cfg.size, n_options)
-    if cfg.terse and rng.random() < cfg.terse:
-        colour_at = {tile.box: tile.colour for tile in tiles}
-        names = [f"The {colour_at[box]} tile." for box in question.boxes]
-        question = replace(question, textual=" ".join(names))
-    return question
+    if question is not None:
+        return question
+    if cfg.named and not is_choice and rng.random() < cfg.named:
+        return named_question(rng, tiles, cfg.size)
+    n_options = rng.choice((2, 3, 4)) if is_choice else 0
+    return attribute_question(rng, tiles, cfg.size, n_options)
 
 # %% ../nbs/03_needle.ipynb #ded9909c
 SPLITS = dict(train=range(0, 7), validation=range(7, 8), test=range(8, 10))  # Of ten buckets
@@ -315,10 +364,13 @@ def write_needle(
             file.unlink(missing_ok=True)
         render(tiles, clutter, cfg.size).save(out / image, compress_level=1)
         for j in range(questions):
-            sample_id = f"needle-{split}-{seed}-{i}-{j}"
-            rows.append(_row(sample_id, ask(rng, tiles, cfg), image.as_posix()))
+            question = ask(rng, tiles, cfg)
+            row = _row(f"needle-{split}-{seed}-{i}-{j}", question, image.as_posix())
+            if split == "train" and cfg.wrong_answers:
+                row |= _answer_columns(row["id"], question, cfg.wrong_answers)
+            rows.append(row)
     settings = asdict(cfg) | dict(seed=seed, split=split)
-    return _write_table(file, rows, settings)
+    return write_table(file, rows, settings)
 
 # %% ../nbs/03_needle.ipynb #d8181a59
 def _row(sample_id, question, image):
@@ -335,8 +387,19 @@ def _row(sample_id, question, image):
         textual=question.textual,
         grounded=question.grounded)
 
-def _write_table(file, rows, settings):
-    "Write rows to a parquet file in one step; its metadata say how they were made"
+def _answer_columns(sample_id, question, share):
+    "The answer, wrong in this share of the rows, and the true one"
+    rng = rng_for("wrong answer", sample_id)
+    is_wrong = rng.random() < share
+    answer = rng.choice(question.alternatives) if is_wrong else question.answer
+    return dict(answer=answer, true_answer=question.answer)
+
+def write_table(
+    file: Path,      # To write
+    rows: list[dict],# With the same keys each
+    settings: dict,  # How they were made; kept as metadata
+) -> Path:           # The file
+    "Write rows to a parquet file in one step"
     import pyarrow as pa
     import pyarrow.parquet as pq
     table = pa.Table.from_pylist(rows).replace_schema_metadata({"needle": json.dumps(settings)})

@@ -195,6 +195,7 @@ def _needle_flags(
 )->None:
     "Add the flags of `ivgr data needle`"
     from ivgr.needle import SPLITS, NeedleConfig
+    from ivgr.train.failures import Failures
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="directory for SPLIT.parquet and images/")
     add("--split", default="train", choices=list(SPLITS), help="scenes of different splits never coincide")
@@ -202,6 +203,7 @@ def _needle_flags(
     add("--seed", type=int, default=0, help="another seed gives other scenes of the same split")
     add("--questions", type=int, default=1, help="questions about each scene")
     _add_fields(parser, NeedleConfig, _field_names(NeedleConfig))
+    _add_fields(parser, Failures, _field_names(Failures))
 
 def _show_flags(
     parser:argparse.ArgumentParser, # Of `ivgr data show`
@@ -249,8 +251,16 @@ def _write_scenes(
 )->None:
     "`ivgr data needle`"
     from ivgr.needle import NeedleConfig, write_needle
+    from ivgr.train.failures import Failures, write_demonstrations
     config = _read_fields(flags, NeedleConfig, _field_names(NeedleConfig))
-    print(write_needle(flags.out, flags.split, flags.n, config, flags.seed, flags.questions))
+    failures = _read_fields(flags, Failures, _field_names(Failures))
+    if failures == Failures():
+        print(write_needle(flags.out, flags.split, flags.n, config, flags.seed, flags.questions))
+        return
+    if flags.split != "train":
+        raise InputError(f"--split {flags.split}: demonstrations that fail belong to training: "
+                         "use --split train")
+    print(write_demonstrations(flags.out, flags.n, config, failures, flags.seed, flags.questions))
 
 def _show_data(
     flags:argparse.Namespace, # Of `ivgr data show`

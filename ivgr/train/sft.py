@@ -86,10 +86,11 @@ class Demonstrations(Dataset):
         sample, row = self.data.read(i)
         where = self.data.where(i)
         stream = choose_stream(sample.id, self.textual_share, self.seed) if sample.paired else Stream.UNPAIRED
-        reasoning = row["grounded"] if stream == Stream.GROUNDED else row["textual"]
-        if not reasoning:
+        column = "grounded" if stream == Stream.GROUNDED else "textual"
+        if not row[column]:
             raise InputError(f"{where}: no {stream} reasoning")
-        return Demonstration(sample, stream, reply(reasoning, row["answer"]), "unit1000", where)
+        answer = row.get(f"{column}_answer") or row["answer"]
+        return Demonstration(sample, stream, reply(row[column], answer), "unit1000", where)
 
 # %% ../../nbs/train/sft.ipynb #f281549b
 class PackedExample(NamedTuple):
