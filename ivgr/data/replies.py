@@ -658,10 +658,10 @@ _ARTICLE = re.compile(  # the A of "A dog", where a sentence begins, but not tha
 _SMALL_LETTER = re.compile(r"\b(?:option|choice) (?P<letter>[a-z])\b", re.I)
 _NAME_WITH_LETTER = re.compile(r"\b[A-Z](?:\+\+|#)|[°\d] ?[A-Z]\b(?!\))", re.I)  # C++, C#, °C, 5 C
 _LEADS_TO_LETTER = frozenset(
-    "and or not nor neither either both than with for choose chose chosen select selected pick picked prefer letter "
-    "statement alternative mean means match matches fit fits support supports towards toward must should could "
-    "might may maybe perhaps also why if whether unlike except exclude excludes eliminate eliminates leave leaves leaving between "
-    "finally".split())
+    "and or not nor neither either both than with for choose chose chosen select selected pick picked "
+    "prefer letter statement alternative mean means match matches fit fits support supports towards toward "
+    "must should could might may maybe perhaps also why if whether unlike except exclude excludes eliminate "
+    "eliminates leave leaves leaving between finally".split())
 _SIGN = re.compile(r"[%°$€£/+<>=~^≥≤±]|(?<!\w)-(?=[\d.])")
 
 def _same_words(text, option):
