@@ -115,23 +115,31 @@ def save(
 
 # %% ../nbs/02_prompts.ipynb #4340ce2f
 def strip_placeholders(
-    question: str,        # With one `<image>` per image, or none
-    n_images: int,        # How many images the sample has
-    after: bool = False,  # Placeholders may also stand after the question, as in some conversations
-) -> str:                 # Without them, and without white space around it
-    "The question itself; `InputError` for another number of placeholders, or one inside the question"
-    if not isinstance(question, str):
-        raise InputError(f"a question is a text, got {question!r}")
-    pieces = question.split(PLACEHOLDER)
-    n_marks = len(pieces) - 1
-    if n_marks not in (0, n_images):
-        raise InputError(f"{n_marks} <image> placeholders for {n_images} images in {question[:80]!r}")
-    texts = [piece.strip() for piece in pieces if piece.strip()]
-    if not texts:
-        raise InputError(f"there is no question in {question[:80]!r}")
-    if len(texts) > 1 or not (after or pieces[-1].strip()):
-        raise InputError(f"<image> may only stand before the question, got {question[:80]!r}")
-    return texts[0]
+    text: str,                  # Of a question, with one `<image>` per image, or none
+    n_images: int|None = None,  # How many images belong to it; None: as many as it has placeholders
+) -> str:                       # Without white space around it; empty where there is nothing else
+    "A text without its placeholders; one inside a sentence becomes `the image`, or `image 2`"
+    if not isinstance(text, str):
+        raise InputError(f"a question is a text, got {text!r}")
+    n_marks = text.count(PLACEHOLDER)
+    if n_marks and n_images not in (None, n_marks):
+        raise InputError(f"{n_marks} <image> placeholders for {n_images} images in {text[:80]!r}")
+    first, *others = text.split(PLACEHOLDER)
+    pieces = [first]
+    stands_apart = _ends_sentence(first, True)
+    for number, piece in enumerate(others, 1):
+        if not stands_apart:
+            pieces.append("the image" if n_marks == 1 else f"image {number}")
+        pieces.append(piece)
+        stands_apart = _ends_sentence(piece, stands_apart)
+    return "".join(pieces).strip()
+
+def _ends_sentence(text, ended_before):
+    "Does what follows a text begin a sentence or a line? `ended_before`: did the text itself?"
+    words = text.rstrip()
+    if "\n" in text[len(words):]:
+        return True
+    return words[-1] in ".?!:。？！" if words else ended_before
 
 # %% ../nbs/02_prompts.ipynb #0be7a5da
 def messages(
@@ -155,6 +163,8 @@ def _checked_question(sample):
         question = strip_placeholders(sample.question, len(sample.images))
     except InputError as e:
         raise InputError(f"sample {sample.id!r}: {e}") from e
+    if not question:
+        raise InputError(f"sample {sample.id!r}: there is no question in {sample.question[:80]!r}")
     token = _CONTROL.search(question)
     if token:
         problem = f"the question contains the control token {token[0]!r}; remove it"

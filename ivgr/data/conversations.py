@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTIONS', 'WRITER', 'Demonstration', 'read_turns', 'bare_question', 'JsonRows', 'shown_size', 'written_frame',
-           'demonstrated_stream', 'Conversations', 'question_id', 'open_data']
+           'exchanges', 'demonstrated_stream', 'Conversations', 'question_id', 'open_data']
 
 # %% ../../nbs/data/conversations.ipynb #81832645
 import codecs
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..core import FRAMES, Frame, InputError, Parsed, Sample, Stream
 from .files import locate
 from .images import image_key, image_size, read_images
 from .samples import Samples, image_finder, is_paired, load_table, rows_by_image
-from ..prompts import PLACEHOLDER, move_boxes, parse
+from ..prompts import move_boxes, parse, strip_placeholders
 
 # %% ../../nbs/data/conversations.ipynb #28268fd5
 class Demonstration(NamedTuple):
@@ -90,28 +89,12 @@ def _cut_instruction(
             return "\n".join(lines[:i]).strip()
     return "\n".join(lines).strip()
 
-def _name_images(
-    text: str,      # A user's turn
-    n_images: int,  # How many placeholders are in it
-) -> str:           # Without placeholders
-    "Leave out placeholders that stand apart; inside a sentence, write `the image`, or `image 2`"
-    first, *pieces = text.split(PLACEHOLDER)
-    for number, piece in enumerate(pieces, 1):
-        stands_apart = re.search(r"(?:^|[\n.?!:。？！])\s*$", first)
-        if not stands_apart:
-            first += "the image" if n_images == 1 else f"image {number}"
-        first += piece
-    return first
-
 def bare_question(
     text: str,      # A user's turn
     n_images: int,  # How many images belong to it
 ) -> str:           # Never empty
     "The question alone: no placeholders for images, no instruction"
-    n_marks = text.count(PLACEHOLDER)
-    if n_marks not in (0, n_images):
-        raise InputError(f"{n_marks} <image> placeholders for {n_images} images in {text[:80]!r}")
-    question = _cut_instruction(_name_images(text, n_images))
+    question = _cut_instruction(strip_placeholders(text, n_images))
     if not question:
         shown = text.strip()[:80]
         raise InputError(f"there is no question before the instruction in {shown!r}: "
@@ -204,17 +187,18 @@ def written_frame(
     return Frame.resized(*shown_size(WRITER, size))
 
 # %% ../../nbs/data/conversations.ipynb #484962fb
-def _question_and_reply(
+def exchanges(
     turns: Sequence[tuple[str, str]],  # From `read_turns`
-) -> tuple[str, str]:                  # The user's text and the assistant's
-    "The two turns of a demonstration; a system message is left out"
+) -> list[tuple[str, str]]:            # The user's text and the assistant's, at least once
+    "The questions and replies of a conversation; a system message is left out"
     dialogue = [(role, text) for role, text in turns if role != "system"]
     roles = [role for role, _ in dialogue]
-    if roles != ["user", "assistant"]:
-        raise InputError(f"its turns are by {', '.join(roles) or 'nobody'}: "
-                         "a demonstration is one question by a user, and one reply")
-    (_, question), (_, reply) = dialogue
-    return question, reply
+    n = max(1, len(roles) // 2)
+    if roles != ["user", "assistant"] * n:
+        raise InputError(f"its turns are by {', '.join(roles[:8]) or 'nobody'}: "
+                         "a demonstration is a question by a user, and a reply")
+    texts = [text for _, text in dialogue]
+    return list(zip(texts[::2], texts[1::2]))
 
 def _read_reply(
     text: str,     # Reasoning and answer, tags included
@@ -315,6 +299,11 @@ class Conversations(Sequence):
             return self.table.slice(self.numbers[i], 1).to_pylist()[0]
         with self.naming_row(i):
             return self.rows[self.numbers[i]]
+    def n_exchanges(self,
+        i: int,  # Which of the rows in use, a good one
+    ) -> int:
+        "How many questions and replies it holds, of which the first are the demonstration"
+        return len(exchanges(read_turns(self.row(i)[self.turns_column])))
     def by_image(self) -> list[list[int]]:
         "Which of the rows in use are about the same image(s)"
         if self.table is None:
@@ -327,7 +316,7 @@ class Conversations(Sequence):
         "One row, checked"
         row = self.row(i)
         with self.naming_row(i):
-            question, reply = _question_and_reply(read_turns(row.get(self.turns_column)))
+            question, reply = exchanges(read_turns(row.get(self.turns_column)))[0]
             images = read_images(row.get(self.images_column) or [], self.find, self.where(i))
             if not images:
                 raise InputError("there is no image")
@@ -400,8 +389,8 @@ def _row_source(
     try:
         if row.get("datasource"):
             return row["datasource"]
-        _, reply = read_turns(row.get(turns))[-1]
-    except (InputError, IndexError, AttributeError):
+        _, reply = exchanges(read_turns(row.get(turns)))[0]
+    except (InputError, AttributeError):
         return None
     stream = Stream.GROUNDED if "<box>" in reply else Stream.TEXTUAL
     return f"{stream} demonstrations"
