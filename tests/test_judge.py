@@ -23,9 +23,12 @@ TOP_TABLE = [
     ("The top of the red tile is blue. The red tile is in the upper left.", 1.),
     # missing
     ("The red tile is in the upper left.", .7), ("The top of the red tile is blue.", .7), ("There is a red tile.", .7),
-    ("Its top is blue.", .7), ("", .7), ("Blue.", .7), ("I can not see it.", .7),
-    ("The red tile is not in the upper left. Its top is blue.", .7),  # a denial is no statement of the grammar
-    ("The red tile is in the upper left corner. Its top is blue.", .7),
+    ("Its top is blue.", .7), ("", .7), ("Let me look.", .7),
+    ("The red tile is not in the upper left. Its top is blue.", 0.),
+    ("The red tile is in the upper left corner. Its top is blue.", 1.),
+    # unread
+    ("Blue.", None), ("I can not see it.", None), (TOP+" Score: 1.0", None), ("The red tile is in the upper left. Its top is nice.", None),
+    ("The red tile is in the lower left. Its top is nice.", 0.),
     # extra
     (TOP+" The green tile is in the lower right.", .7), (TOP+" There is a green tile.", .7),
     (TOP+" The green tile is in the upper left.", .7), (TOP+" The top of the green tile is blue.", .7),
