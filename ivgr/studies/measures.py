@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..core import Group, Stream
 from ..data.samples import Samples
-from ..evaluate.facts import count_facts
+from ..evaluate.facts import FACT_KINDS, count_facts
 from ..evaluate.statistics import IOU_BINS, wilson
 from ..judge import SCORES, Facts, facts_of, rubric_score
 from ..prompts import parse
@@ -34,7 +34,7 @@ def fact_shares(
 )->dict[str, float]:                     # Empty where nothing is true
     "Shares of facts, and of regions, that are mentioned and that are right"
     shares = {}
-    for what, kinds in (("facts", Facts._fields), ("where", ("regions",))):
+    for what, kinds in (("facts", FACT_KINDS), ("where", ("regions",))):
         counts = [count_facts(truth, text, kinds) for truth, text in pairs]
         total = sum(c.total for c in counts)
         if total:
