@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'LISTED', 'SKIPPED', 'UNPAIRED', 'REPEATED', 'FIRST_TURNS', 'OTHER_QUERY', 'PromptLimit', 'check_row',
-           'DataReport', 'report_on', 'words', 'usable', 'keep_usable', 'read_limits', 'limit_sources']
+           'DataReport', 'report_on', 'words', 'usable', 'keep_usable', 'read_limits', 'limit_sources', 'image_files']
 
 # %% ../../nbs/data/check.ipynb #9ad54a90
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -234,7 +236,7 @@ def _refuse(report):
             raise InputError(f"{report.data!r}, row {number}: {reason}. Strict data were asked for: "
                              f"{'; '.join(report.counts())}")
 
-# %% ../../nbs/data/check.ipynb #e06ed8b4
+# %% ../../nbs/data/check.ipynb #a46d7d04
 def read_limits(
     texts: Sequence[str],  # Each `name=count`
 ) -> dict[str, int]:       # Name of a source -> rows at most
@@ -268,3 +270,24 @@ def limit_sources(
     if not kept:
         raise InputError("sources: no row is left")
     return data.select(kept)
+
+# %% ../../nbs/data/check.ipynb #034967f6
+def image_files(
+    data: Samples | Conversations,  # Whose images are looked at
+) -> str:                           # 16 hexadecimal digits; empty where no image is a file
+    "Tells whether the image files of a data set are still the same"
+    digest = hashlib.sha256()
+    paths = data.image_paths()
+    for path in paths:
+        digest.update(f"{path} {_file_mark(data.find(path))}\n".encode())
+    return digest.hexdigest()[:16] if paths else ""
+
+def _file_mark(path):
+    "The length and the end of a file; empty where it can't be read"
+    try:
+        with open(path, "rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - 4096))
+            return f"{length} {hashlib.sha1(file.read()).hexdigest()}"
+    except (OSError, ValueError):
+        return ""

@@ -24,7 +24,7 @@ from ..boxes import convert
 from ..core import FRAMES, Frame, InputError, Parsed, Sample, Stream
 from .files import locate
 from .images import image_key, image_size, read_images
-from .samples import Samples, image_finder, is_paired, load_table, rows_by_image
+from .samples import Samples, image_finder, is_paired, load_table, paths_in, rows_by_image
 from ..prompts import move_boxes, parse, strip_placeholders
 
 # %% ../../nbs/data/conversations.ipynb #28268fd5
@@ -304,6 +304,15 @@ class Conversations(Sequence):
     ) -> int:
         "How many questions and replies it holds, of which the first are the demonstration"
         return len(exchanges(read_turns(self.row(i)[self.turns_column])))
+    def image_paths(self) -> list[str]:
+        "Every path of an image file, as the set has it, once"
+        if self.table is not None:
+            return paths_in(self.table.column(self.images_column))
+        paths: dict[str, None] = {}
+        for row in self.rows_without_images():
+            images = (row or {}).get(self.images_column) or []
+            paths.update((image, None) for image in _as_list(images) if isinstance(image, str))
+        return list(paths)
     def by_image(self) -> list[list[int]]:
         "Which of the rows in use are about the same image(s)"
         if self.table is None:
@@ -380,6 +389,9 @@ def question_id(
     "The same for all demonstrations of one question"
     content = json.dumps([question, image_key(images)])
     return hashlib.sha1(content.encode()).hexdigest()[:16]
+
+def _as_list(value):
+    return value if isinstance(value, list) else [value]
 
 def _row_source(
     row: dict | None,  # As it stands in the file

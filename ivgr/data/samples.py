@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'check_boxes', 'target_boxes', 'is_paired', 'read_sample', 'load_table', 'image_finder', 'rows_by_image',
-           'Samples', 'count_repeats']
+           'Samples', 'paths_in', 'count_repeats']
 
 # %% ../../nbs/data/samples.ipynb #811da801
 import copy
@@ -318,6 +318,25 @@ def labels(self: Samples) -> set[str]:
         if name in self.table.column_names:
             labels.update(self.column(name))
     return labels - {None, ""}
+
+@patch
+def image_paths(self: Samples) -> list[str]:
+    "Every path of an image file, as the table has it, once"
+    return paths_in(self.table.column("images"))
+
+def paths_in(
+    images: Any,  # Arrow column of paths, or lists of paths; others give none
+) -> list[str]:
+    "Every path in a column of images, once"
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    kind = images.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        images = pc.list_flatten(images)
+        kind = images.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return []
+    return [path for path in images.unique().to_pylist() if path]
 
 @patch
 def by_image(self: Samples) -> list[list[int]]:

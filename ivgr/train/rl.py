@@ -12,14 +12,14 @@ from typing import Any
 from transformers import PrinterCallback
 
 from ..data.answers import warn_unmatched
-from ..data.check import usable
+from ..data.check import PromptLimit, image_files, limit_sources, read_limits, usable
 from ..data.samples import Samples
-from ..policy import Policy
+from ..policy import Policy, load_reader
 from ..serve.endpoint import EndpointConfig
 from ..serve.policy_judge import make_judge
 from ..serve.rollouts import RolloutConfig, RolloutServer
 from .runs import RunLog, advising, fingerprint, locked, prepare_run_dir, report_folder
-from .settings import load_base, make_trainable
+from .settings import absolute, load_base, make_trainable
 from .stops import STOPS, naming_files
 from ..trainer import DualStreamConfig, DualStreamTrainer
 
@@ -55,11 +55,20 @@ def train(
     "Everything that `ivgr train` does"
     samples = Samples(args.data)
     warn_unmatched(args.answer_rules, samples.labels)
-    facts = dict(data_fingerprint=fingerprint(samples.file), **judge_facts(args.judge, endpoint))
+    facts = dict(data_fingerprint=fingerprint(samples.file), image_files=image_files(samples))
+    facts |= judge_facts(args.judge, endpoint)
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
-        kept = usable(samples, args.check, args.strict, report_folder(args), progress)
+        kept = _rows_to_train_on(args, samples, progress)
         return _train(args, kept, checkpoint, progress, endpoint, rollouts, trainer_class)
+
+def _rows_to_train_on(args, samples, progress):
+    "The rows that can be used, as many of each source as are wanted"
+    limit = None
+    if args.max_prompt:
+        limit = PromptLimit(args.max_prompt, **load_reader(absolute(args.policy), args.max_pixels))
+    kept = usable(samples, args.check, args.strict, report_folder(args), progress, limit)
+    return limit_sources(kept, read_limits(args.sources), args.seed)
 
 def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class):
     policy = make_trainable(load_base(args), args, args.beta)

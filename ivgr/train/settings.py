@@ -54,6 +54,9 @@ class PolicyConfig(TrainingArguments):
     strict: bool = setting(
         False, "Refuse data with rows that can't be used, lack boxes or repeat a question; "
                "default: skipped or taken as the authors do, counted, and listed in data_report.json")
+    sources: list[str] = field(default_factory=list, metadata=dict(
+        help="NAME=COUNT of sources (column datasource) of which at most so many usable rows are trained on, "
+             "drawn by the seed; default all rows of every source"))
     max_pixels: int|None = setting(
         None, "Shrink larger images to this many pixels; default as the policy has it (the paper: 3211264)")
     dtype: str|None = setting(

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer
 
 from ..boxes import model_frame
 from ..core import FRAMES, Frame, InputError, Stream, rng_for
-from ..data.check import usable
+from ..data.check import image_files, limit_sources, read_limits, usable
 from ..data.conversations import Conversations, Demonstration, open_data, shown_size, written_frame
 from ..data.images import image_size
 from ..data.samples import Samples
@@ -565,10 +565,11 @@ def cold_start(
     "Everything that `ivgr sft` does"
     progress = progress and args.process_index == 0
     data = open_data(args.data, frame=args.box_frame)
-    facts = dict(data_fingerprint=fingerprint(data.file))
+    facts = dict(data_fingerprint=fingerprint(data.file), image_files=image_files(data))
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
         data = usable(data, args.check, args.strict, report_folder(args), progress)
+        data = limit_sources(data, read_limits(args.sources), args.seed)
         demonstrations = Demonstrations(data, args.textual_share, args.seed)
         return _cold_start(args, demonstrations, checkpoint, bool(resume), progress)
 
