@@ -64,11 +64,8 @@ readme: $(READY)  ## Write README.md from nbs/index.ipynb
 sync: $(READY)  ## Fail unless notebooks, modules and README.md, as committed, agree
 	@$(BIN)/python tools/sync.py
 
-docs: $(READY)  ## Build the website in _docs/ (needs Quarto; without it, only prepares the pages in _proc/)
-	@$(BIN)/python -c 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()'
-	@$(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs(force=True)'
-	@if command -v quarto >/dev/null; then cd _proc && quarto render --no-cache && rm -rf ../_docs && mv _docs ..; \
-	 else echo "Quarto is not installed: the pages are in _proc/, not rendered. Install Quarto and run this again."; fi
+docs: $(READY)  ## Build the website in _docs/, by Quarto where it is installed, and look for broken links
+	@$(BIN)/python tools/docs.py --workers $(WORKERS)
 
 dist: $(READY)  ## Build the source archive and the wheel in dist/
 	@rm -rf dist

@@ -1,5 +1,5 @@
 "What a reader meets on the website holds: links lead somewhere, equations can be shown, pictures are described, names are explained"
-import ast,importlib,inspect,json,os,posixpath,pkgutil,re,subprocess,textwrap
+import ast,importlib,inspect,json,posixpath,pkgutil,re,subprocess,textwrap
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,7 +7,6 @@ from urllib.parse import unquote
 import pypandoc,pytest,yaml
 from fastcore.docments import docments
 import ivgr
-from forked import Forked
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('[!_.]*.ipynb'))
@@ -152,16 +151,3 @@ def test_a_tutorial_opens_in_colab(path):
     text = '\n'.join(s for _,s in cells(path))
     assert f'https://colab.research.google.com/github/ivgr/ivgr/blob/main/nbs/tutorials/{path.name}' in text
     assert 'if find_spec("ivgr") is None:' in text
-
-def prepare(paths):
-    from execnb.nbio import read_nb
-    from nbdev.processors import FilterDefaults
-    os.chdir(ROOT)
-    for p in paths:
-        try: FilterDefaults()(read_nb(p))
-        except Exception as e: print(f"{p.name}: {e}")
-
-def test_pages_can_be_prepared(tmp_path):
-    "nbdev runs cells with exports, and those with an import: the latter must hold nothing that needs more than what is exported"
-    said = re.findall(r'^\w+\.ipynb: .*', Forked(tmp_path/'said', prepare, NOTEBOOKS).finish(), flags=re.M)
-    assert not said, '\n'.join(said)

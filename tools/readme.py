@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 from execnb.nbio import nb2str,read_nb
 from nbconvert import MarkdownExporter
-from nbdev.processors import FilterDefaults
+from nbdev.processors import FilterDefaults,hide_,rm_export
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGS = 'index_files'
@@ -17,6 +17,7 @@ class Filter(FilterDefaults):
     drop = {'FrontmatterProc', 'add_show_docs', 'exec_show_docs', 'clean_show_doc', 'add_links', 'add_fold',
             'mv_exports'}
     def base_procs(self): return [p for p in super().base_procs() if p.__name__ not in self.drop]
+    def xtra_procs(self): return [rm_export, hide_]  # in place of those for pages, in settings.ini
 
 def _from_root(m): return m[1] + posixpath.normpath('nbs/'+m[2])  # links are relative to nbs/ in the notebook
 
@@ -25,6 +26,7 @@ def build(nb_path):
     nb = read_nb(nb_path)
     Filter()(nb)
     nb = nbformat.reads(nb2str(nb), as_version=4)
+    nb.cells = [c for c in nb.cells if c.cell_type!='raw']  # what the website's first page says to those who link to it
     nb.metadata.language_info = {'name':'python'}
     for cell in nb.cells:
         if cell.cell_type=='markdown': cell.source = _link.sub(_from_root, cell.source)

@@ -1,0 +1,136 @@
+"The pages of the website: nothing that is written gets lost on the way, and what nbdev and Quarto stumble over is not there"
+import importlib.util,json,os,re
+from pathlib import Path
+import pytest,yaml
+from filelock import FileLock
+from forked import Forked
+
+ROOT = Path(__file__).parent.parent
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(NBS.rglob('[!_.]*.ipynb'))
+by_name = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix('').as_posix())
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location('docs_tool', ROOT/'tools/docs.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+docs = load_tool()
+
+def cells(path): return [(c, ''.join(c['source'])) for c in json.loads(path.read_text())['cells']]
+
+# What is written
+def address(path):
+    "Of a notebook or text on the website"
+    return path.relative_to(NBS).with_name(docs.without_number(path.stem)).as_posix()
+
+def rendered(nbs):
+    "Files that become pages"
+    patterns = yaml.safe_load((ROOT/'_quarto.yml').read_text())['project']['render']
+    return sorted({p for pattern in patterns for p in nbs.rglob(pattern.replace('**/', '')) if p.name[0] not in '._'})
+
+def test_every_page_has_an_address_of_its_own():
+    "nbdev drops the number of a notebook; two pages of one name, and Quarto stops after rendering half of them"
+    names = [address(p) for p in rendered(NBS)]
+    assert len(names)==len(NOTEBOOKS)+1  # and the one for wrong addresses
+    assert len(names)==len(set(names)), sorted(n for n in names if names.count(n)>1)
+
+def test_a_text_beside_the_notebooks_is_no_page():
+    "An orphan would be found by the search, without a way on"
+    texts = {p for s in ('md', 'qmd') for p in NBS.rglob(f'*.{s}')}
+    assert texts&set(rendered(NBS))=={NBS/'404.qmd'}
+
+def test_every_page_is_in_the_sidebar():
+    side = yaml.safe_load((NBS/'sidebar.yml').read_text())['website']['sidebar']['contents']
+    hrefs = [x if isinstance(x, str) else x['href'] for section in side for x in section['contents']]
+    files = [h for h in hrefs if h.endswith('.ipynb')]
+    assert sorted(files)==[p.relative_to(NBS).as_posix() for p in sorted(NOTEBOOKS, key=lambda p: p.relative_to(NBS).as_posix())]
+
+@by_name
+def test_first_cell_is_title_and_one_sentence(path):
+    "nbdev makes them the page's head, and drops all else that stands in this cell"
+    cell,text = cells(path)[0]
+    assert cell['cell_type']=='markdown'
+    assert re.fullmatch(r'# [^\n]+\n\n> [^\n]+[.?!]\n?', text), text
+
+# What becomes of it
+def prepare(folder):
+    from execnb.nbio import read_nb,write_nb
+    from nbdev.processors import FilterDefaults
+    os.chdir(ROOT)
+    for p in NOTEBOOKS:
+        nb = read_nb(p)
+        FilterDefaults()(nb)
+        to = Path(folder)/p.relative_to(NBS)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_nb(nb, to)
+
+@pytest.fixture(scope='session')
+def pages(tmp_path_factory):
+    "Where the prepared notebooks are: made once, by whichever process comes first"
+    shared = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: shared = shared.parent
+    folder = shared/'pages'
+    with FileLock(shared/'pages.lock'):
+        if not folder.exists():
+            folder.mkdir()
+            Forked(shared/'pages.said', prepare, folder).finish()
+    return folder
+
+def page(pages, path): return cells(pages/path.relative_to(NBS))
+
+def words(text): return re.sub(r'\]\([^)]*\)|[`\[\]\s]', '', text)
+
+def written(path):
+    "Markdown cells after the first"
+    return [s for c,s in cells(path)[1:] if c['cell_type']=='markdown']
+
+def shown(path, pages): return '\n'.join(s for c,s in page(pages, path) if c['cell_type']=='markdown')
+
+def code_in(text): return '\n'.join(re.findall(r'^```.*?^```', text, flags=re.M|re.S))
+
+def test_nothing_that_is_written_is_lost(pages):
+    missing = []
+    for p in NOTEBOOKS:
+        have = words(shown(p, pages))
+        missing += [f'{p.name}: {s[:80]}' for s in written(p) if words(s) not in have]
+    assert not missing
+
+def test_blocks_of_exported_names_can_be_read(pages):
+    "No links in the middle of code, no signature that says nothing, no name of a module that is not there"
+    for p in NOTEBOOKS:
+        code = code_in(shown(p, pages))
+        for bad in ('](http', '__main__', '(\n    *args, **kwargs\n)', '`', 'LNone'):
+            assert bad not in code.replace('```', ''), f'{p.name}: {bad} in\n{code}'
+
+def test_settings_are_a_table_of_our_own(pages):
+    seen = 0
+    for p in NOTEBOOKS:
+        declared = re.findall(r'^    (\w+): [^=\n]+ = _?(?:lora_)?setting\(', '\n'.join(s for c,s in cells(p) if c['cell_type']=='code' and '#| export' in s), flags=re.M)
+        text = shown(p, pages)
+        seen += len(declared)
+        for name in declared: assert f'| <code>{name}</code> |' in text, f'{p.name}: {name} is not in a table'
+        assert '<code>adam_beta1</code>' not in text and 'adam_beta1' not in code_in(text)
+    assert seen>40
+
+# Links of the rendered site
+def test_a_broken_link_of_the_site_is_seen(tmp_path):
+    (tmp_path/'data').mkdir()
+    (tmp_path/'index.html').write_text(f'<a href="data/a.html#one">x</a><a href="{docs.HOME}data/a.html">x</a><a href="{docs.REPO}README.md">x</a><a href="https://else.org/x">x</a>')
+    (tmp_path/'data/a.html').write_text('<h1 id="one">x</h1><a href="../index.html">x</a><a href="../">x</a>')
+    assert not list(docs.broken(tmp_path))
+    (tmp_path/'data/a.html').write_text('<a href="../gone.html">x</a><img src="gone.png"><script src="https://else.org/x.js"></script>')
+    assert sorted(l.split(': ', 1)[1] for l in docs.broken(tmp_path))==['../gone.html: no such file', 'data/a.html#one: no such heading', 'gone.png: no such file', 'loads https://else.org/x.js from elsewhere']
+
+def test_pages_lose_their_numbers_and_scripts_from_elsewhere(tmp_path):
+    (tmp_path/'05_judge.html').write_text(f'<a href="05_judge.html#x"><a href="{docs.HOME}judge.html#x"><script src="https://cdnjs.cloudflare.com/a/require.js"></script>')
+    docs.drop_numbers(tmp_path)
+    docs.finish(tmp_path)
+    assert (tmp_path/'judge.html').read_text()=='<a href="judge.html#x"><a href="judge.html#x">'
+
+def test_formulas_become_mathml(tmp_path):
+    (tmp_path/'a.html').write_text(r'<span class="math inline">\(a &lt; b\)</span> <span class="math display">\[\sum_i x_i\]</span><link rel="stylesheet" href="https://x/katex@1/k.css">')
+    docs.write_formulas(tmp_path)
+    text = (tmp_path/'a.html').read_text()
+    assert text.count('<math')==2 and '<mo>∑</mo>' in text and r'\(' not in text and 'katex@' not in text
