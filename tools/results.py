@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def demo_row(folder):
     "What one demo measured"
     s = json.loads((Path(folder)/'summary.json').read_text())
-    return {k:s[k] for k in ('seed', 'steps', 'n_train', 'seconds', 'seconds_training', 'threads', 'versions', 'before', 'after', 'train_queries')}
+    keys = ('seed', 'steps', 'n_train', 'seconds', 'seconds_training', 'workers', 'versions', 'before', 'after', 'control', 'differences')
+    return {k:s[k] for k in keys}
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -626,13 +626,16 @@ def _textual_rows(
 # %% ../../nbs/tools/cli.ipynb #06d8801b
 def _demo_parser()->argparse.ArgumentParser:
     "The flags of `ivgr demo`"
-    about = "Watch the shipped policy improve: write data, evaluate, train with iVGR, evaluate again."
+    about = ("Watch the shipped policy improve, by the full method and beside it without the consistency "
+             "reward: write scenes, ask, train both, ask again.")
     parser = _command_parser("demo", about)
     add = parser.add_argument
     add("--out", default="runs/demo", metavar="DIR", help="where everything goes")
-    add("--steps", type=int, default=100, help="optimizer steps")
+    add("--steps", type=int, default=40, help="optimizer steps of each training")
     add("--seed", type=int, default=0, help="scenes, order of the queries, and sampling")
     add("--n_test", type=int, default=1024, help="held-out questions")
+    add("--policy", default="tiny", metavar="DIR",
+        help="where both trainings start: the policy that ships, or another that knows needle scenes")
     add("--resume", action="store_true", help="go on with an interrupted demo")
     return parser
 
@@ -640,12 +643,14 @@ def _run_demo(
     argv:Sequence[str], # Flags
 )->None:
     "`ivgr demo`"
-    from ivgr.demo import demo
+    from ivgr.demo import RUNS, demo, three_numbers
     flags = _demo_parser().parse_args(argv)
-    summary = demo(flags.out, flags.steps, flags.seed, flags.n_test, flags.resume)
-    print((Path(flags.out)/"summary.md").read_text())
-    took = f"{summary['steps']} steps, {summary['seconds']:.0f} s in all"
-    print(f"{took}; curves.png, scenes.png and summary.json are in {flags.out}")
+    summary = demo(flags.out, flags.steps, flags.seed, flags.n_test, flags.resume, policy=flags.policy)
+    out = Path(flags.out)
+    print(three_numbers(summary["differences"]))
+    print(f"\n{summary['steps']} steps of each training, {summary['seconds']:.0f} s in all:")
+    for name in ("scenes.png", "curves.png", "summary.md", "summary.json", *RUNS):
+        print(f"  {out/name}")
 
 # %% ../../nbs/tools/cli.ipynb #a2b6a5db
 def _ask_parser()->argparse.ArgumentParser:
