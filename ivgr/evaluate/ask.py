@@ -405,7 +405,10 @@ def _read_headers(samples, modes, skipped):
     "`{row number: header}` of all samples that can be read"
     headers = {}
     ids = set()
+    unusable = {entry["row"] for entry in skipped or ()}
     for row in range(len(samples)):
+        if row in unusable:
+            continue
         try:
             header = read_header(samples[row], modes)
         except InputError as e:
@@ -468,7 +471,7 @@ def evaluate(
     top_p: float = 1.,                        # Nucleus
     seed: int = 0,                            # Of sampled replies
     path: str | Path | None = None,          # JSON lines file of the rows; what it holds is not asked again
-    skipped: list | None = None,              # Notes samples that can't be used; None: they are errors
+    skipped: list | None = None,              # Samples that can't be used, noted here; None: errors
 ) -> list[dict]:                              # One a reply, in the order of the data; see `RESULT`
     "Replies to every sample in every mode, scored"
     if batch_size < 1:

@@ -485,6 +485,7 @@ def _asking_flags(
     parser:argparse.ArgumentParser, # Of `ivgr eval`
 )->None:
     "Add the flags that say who is asked what"
+    from ivgr.data.check import CHECKS
     from ivgr.evaluate.ask import MODES
     from ivgr.evaluate.benchmarks import BENCHMARKS, NEEDLES
     _policy_flags(parser)
@@ -494,6 +495,11 @@ def _asking_flags(
         help="file or directory: of the benchmark, where it is not to be downloaded, "
                                        "or data in the published format")
     add("--split", default="test", help="which file of a directory in the published format")
+    add("--check", default="headers", choices=CHECKS,
+        help="how all rows of data in the published format are looked at before: boxes and sizes of images, "
+             "images to their last byte, or not; rows that can't be used are counted, listed and skipped")
+    add("--strict", action="store_true",
+        help="refuse data with rows that can't be used, lack boxes or repeat a question")
     add("--n", type=int, default=None, help="only the first N questions")
     add("--modes", nargs="+", metavar="MODE", default=["textual", "grounded"],
         help="some of "+", ".join(MODES))
@@ -571,12 +577,13 @@ def _evaluate_policy(
     from ivgr.data.answers import read_rules, warn_unmatched
     from ivgr.evaluate.ask import evaluate, read_modes
     from ivgr.evaluate.leaderboard import benchmark_report, box_notes, evaluate_into
-    from ivgr.evaluate.leaderboard import load_samples, write_report
+    from ivgr.evaluate.leaderboard import load_samples, unusable_rows, write_report
     rules = read_rules(flags.answer_rules)
     modes = read_modes(flags.modes)
     samples = load_samples(flags.benchmark, flags.data, flags.split, flags.n)
     if not flags.benchmark:
         warn_unmatched(rules, samples.whole.labels)
+    unusable = unusable_rows(samples, flags.check, flags.strict)
     policy = _load_wanted(flags)
     sampling = {name: getattr(flags, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")}
     asked = dict(modes=list(modes), n=flags.replies) | sampling | dict(rules=rules)
@@ -584,10 +591,10 @@ def _evaluate_policy(
         run = {name: getattr(flags, name) for name in _RUN_FLAGS} | asked | dict(n=flags.n)
         if not flags.benchmark:
             run["split"] = flags.split
-        results, skipped = evaluate_into(flags.out, policy, samples, run, flags.resume,
+        results, skipped = evaluate_into(flags.out, policy, samples, run, flags.resume, unusable,
                                          batch_size=flags.batch_size, **asked)
         return write_report(flags.out, samples, results, flags.benchmark, skipped), results, skipped
-    skipped = []
+    skipped = list(unusable)
     results = evaluate(policy, samples, batch_size=flags.batch_size, skipped=skipped, **asked)
     report = benchmark_report(results, flags.benchmark, skipped, box_notes(samples))
     return report, results, skipped
