@@ -134,3 +134,38 @@ def test_formulas_become_mathml(tmp_path):
     docs.write_formulas(tmp_path)
     text = (tmp_path/'a.html').read_text()
     assert text.count('<math')==2 and '<mo>∑</mo>' in text and r'\(' not in text and 'katex@' not in text
+
+# Colours
+def luminance(colour):
+    "As WCAG defines it, from 0 to 1"
+    parts = [int(colour[i:i+2], 16)/255 for i in (1, 3, 5)]
+    red,green,blue = [c/12.92 if c<=.04045 else ((c+.055)/1.055)**2.4 for c in parts]
+    return .2126*red+.7152*green+.0722*blue
+
+def contrast(a, b):
+    high,low = sorted(map(luminance, (a, b)), reverse=True)
+    return (high+.05)/(low+.05)
+
+def low_contrasts(css):
+    "Colours of writing that are hard to read on their ground"
+    schemes = [dict(re.findall(r'--([\w-]+): (#[0-9a-f]{6});', body)) for body in re.findall(r'^(?::root|\.quarto-dark) \{(.*?)^\}', css, flags=re.M|re.S)]
+    assert len(schemes)==2 and schemes[0].keys()==schemes[1].keys() and len(schemes[0])>15
+    for colours in schemes:
+        for name,ink in colours.items():
+            if '-on-' not in name: continue
+            ground = colours[name.split('-on-')[1]+'-ground']
+            if contrast(ink, ground)<4.5: yield f'{name}: {ink} on {ground} is {contrast(ink, ground):.1f}:1'
+
+def test_contrasts():
+    css = (NBS/'styles.css').read_text()
+    assert round(contrast('#000000', '#ffffff'))==21
+    assert not list(low_contrasts(css))
+    assert len(list(low_contrasts(css.replace('--link-on-page: #0b57a4', '--link-on-page: #2780e3'))))==1  # the theme's own blue
+
+def test_wide_things_scroll_by_themselves():
+    css = (NBS/'styles.css').read_text()
+    for what in ('main table', 'span.math.display'): assert re.search(rf'^{re.escape(what)} \{{[^}}]*overflow-x: auto', css, flags=re.M)
+
+def test_the_font_for_formulas_has_its_licence():
+    assert 'SIL OPEN FONT LICENSE' in (NBS/'fonts/OFL.txt').read_text() and (NBS/'fonts/STIXTwoMath.woff2').stat().st_size<200_000
+    assert 'fonts/*' in yaml.safe_load((ROOT/'_quarto.yml').read_text())['project']['resources']

@@ -23,6 +23,8 @@ def without_number(name):
     "As nbdev names a page: that of 05_judge is judge"
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)
 
+UNREAD = 'website.image-alt|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
+
 def render():
     "Fill _docs/; the name of the renderer"
     shutil.rmtree(SITE, ignore_errors=True)
@@ -33,7 +35,7 @@ def render():
     if importlib.util.find_spec('smalldocs') is None:
         sys.exit('The pages are in _proc/, not rendered: this takes Quarto, or Python 3.11 and `pip install smalldocs`.')
     r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '.'], cwd=PAGES, capture_output=True, text=True)
-    said = [l for l in r.stderr.splitlines() if 'output-file is not read' not in l]
+    said = [l for l in r.stderr.splitlines() if not re.search(f'output-file is not read|{UNREAD}|broken link', l)]
     if r.returncode: sys.exit('\n'.join(said))
     print('\n'.join(said))
     shutil.move(PAGES/'_docs', SITE)
@@ -125,7 +127,7 @@ def check(site):
     found = list(broken(site))
     kb = weight(site)/1000
     if kb>400: found.append(f'index.html: {kb:.0f} kB compressed with all that it loads, more than 400')
-    if found: sys.exit('\n'.join(sorted(set(found))))
+    if found: sys.exit('\n'.join(sorted(set(found))[:40]) + f'\n{len(found)} faults in {os.path.relpath(site)}/')
     pages = len(list(site.rglob('*.html')))
     print(f'{pages} pages in {os.path.relpath(site)}/, links lead somewhere; the first page weighs {kb:.0f} kB')
 

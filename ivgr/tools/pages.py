@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'SHOWN', 'PUBLIC', 'COLUMNS', 'TRANSFORMERS', 'DEFINITIONS', 'SHORT', 'DECIDED', 'fit_comments', 'signature',
            'outline', 'has_settings', 'settings_table', 'api_block', 'ApiBlocks', 'what_to_fold', 'fold_machinery']
 
-# %% ../../nbs/tools/pages.ipynb #d17cb671
+# %% ../../nbs/tools/pages.ipynb #0217feca
 import ast
 import importlib
 import io
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-# %% ../../nbs/tools/pages.ipynb #a36a2e7b
+# %% ../../nbs/tools/pages.ipynb #ef221195
 WIDTH = 83  # Columns of code that fit on a page
 
 def _comment_starts(lines: list[str])->dict[int, int]:
@@ -50,7 +50,7 @@ def fit_comments(
         fitted += [" " * column + "# " + piece for piece in pieces[1:]]
     return fitted
 
-# %% ../../nbs/tools/pages.ipynb #dbb832b7
+# %% ../../nbs/tools/pages.ipynb #c1cb3c8f
 def _header(
     source: list[str],  # Lines of a cell
     node: ast.AST,      # A function or a class in it
@@ -67,8 +67,9 @@ def _broken(line: str)->list[str]:
     "A long head without comments, on several lines"
     if len(line) <= WIDTH:
         return [line]
-    options = dict(subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
-    return textwrap.wrap(line, WIDTH, **options)
+    breaker = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 8, break_long_words=False)
+    breaker.break_on_hyphens = False
+    return breaker.wrap(line)
 
 def signature(
     source: list[str],  # Lines of a cell
@@ -78,7 +79,7 @@ def signature(
     lines = fit_comments(_header(source, node))
     return _broken(lines[0]) if len(lines) == 1 else lines
 
-# %% ../../nbs/tools/pages.ipynb #505704cf
+# %% ../../nbs/tools/pages.ipynb #db0c2478
 SHOWN = ("property", "classmethod", "staticmethod", "cached_property")
 PUBLIC = ("__init__", "__call__", "__len__", "__getitem__", "__iter__")
 
@@ -86,7 +87,7 @@ def _is_public(name: str)->bool:
     "Whether an outline has a method"
     return not name.startswith("_") or name in PUBLIC
 
-def _first_line(node: ast.AST)->str:
+def _first_line(node: ast.FunctionDef)->str:
     "What a docstring begins with"
     text = ast.get_docstring(node) or ""
     return text.split("\n")[0].replace("`", "")
@@ -118,7 +119,7 @@ def outline(
     head = _header(source, node)
     return head + ["    " + line for line in body or ["..."]]
 
-# %% ../../nbs/tools/pages.ipynb #52279c2c
+# %% ../../nbs/tools/pages.ipynb #f96d2f8d
 COLUMNS = ["setting", "default", "meaning", "the paper's run"]
 TRANSFORMERS = "https://huggingface.co/docs/transformers/main_classes/trainer"
 
@@ -168,7 +169,7 @@ def _bases(cls: type)->str:
     theirs = f"[transformers.TrainingArguments]({TRANSFORMERS}#transformers.TrainingArguments)"
     return "\n\nBeside these, the settings of " + " and ".join([*ours, theirs]) + "."
 
-# %% ../../nbs/tools/pages.ipynb #de773285
+# %% ../../nbs/tools/pages.ipynb #aee16bcf
 def _paper(cls: type)->dict:
     "The paper's values, where a class belongs to the reinforcement learning that they are for"
     from nbdev.config import get_config
@@ -182,13 +183,12 @@ def _signature_block(source: list[str], node: ast.AST, module: str)->str:
     if has_settings(node):
         cls = getattr(importlib.import_module(module), node.name)
         return settings_table(cls, _paper(cls)) + _bases(cls)
-    is_class = isinstance(node, ast.ClassDef)
-    lines = outline(source, node) if is_class else signature(source, node)
+    lines = outline(source, node) if isinstance(node, ast.ClassDef) else signature(source, node)
     return "```python\n" + "\n".join(lines) + "\n```"
 
 def api_block(
     source: str,    # Of a cell
-    node: ast.AST,  # A function or a class in it
+    node: Any,      # A function or a class in it
     module: str,    # Such as `ivgr.boxes`
     link: str|None = None,  # To the source on GitHub
     name: str|None = None,  # Such as `Group.trim` for a patched method; default: as defined
@@ -205,7 +205,7 @@ def api_block(
         block]
     return "\n\n".join(part for part in parts if part)
 
-# %% ../../nbs/tools/pages.ipynb #43e492df
+# %% ../../nbs/tools/pages.ipynb #1d5470b8
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 def _name(node: ast.AST)->str:
@@ -273,7 +273,7 @@ class ApiBlocks:
                 cells += [mk_cell(text, "markdown") for text in self.blocks(cell, module)]
         self.nb.cells[:] = cells
 
-# %% ../../nbs/tools/pages.ipynb #a3dac88e
+# %% ../../nbs/tools/pages.ipynb #68aa340c
 SHORT = 5  # Lines of code that are shown above a figure
 DECIDED = {"echo:", "code-fold:", "export", "hide", "default_exp"}  # Such a cell says itself how it is shown
 
