@@ -1,12 +1,14 @@
 "The archive: what it keeps, what survives a crash, and what a step's scoring does"
 import json,os,random,signal,subprocess,sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given,strategies as st
 
-from ivgr.archive import Archive, Reference, judge_groups, score_groups
+from ivgr.archive import Archive, Reference, judge_answers, judge_reasonings, score_groups
 from ivgr.core import Frame, Group, InputError, Parsed, Reward, Rollout, Sample, Stream
+from ivgr.data.answers import answer_accuracy
 from ivgr.judge import RubricJudge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -283,5 +285,37 @@ def test_a_judge_is_told_the_query():
     def judge(asked):
         pairs.extend(asked)
         return [1.]*len(asked)
-    judge_groups([Group(sample, replies)], archive, judge)
+    group = Group(sample, replies)
+    judge_answers([group], judge)
+    judge_reasonings([group], archive, judge)
+    assert [pair.kind for pair in pairs]==["answer", "answer", "reasoning", "reasoning"]
     assert len(pairs)==4 and {pair.question for pair in pairs}=={"Which?"}
+
+def test_a_judged_answer_makes_the_reference_on_the_first_visit():
+    "The paper's order: answers, then the archive, then consistency"
+    sample = Sample("a", (), "Is the kite large?", "Yes, the kite is large.", boxes=(TARGET,), source="kites")
+    good = Parsed("The kite <box>[10,10,30,30]</box> is large.", "yes", ((10., 10., 30., 30.),), well_formed=True, wrote_boxes=True)
+    rollouts = [Rollout(Stream.GROUNDED, [], [], "", parsed=good),
+                Rollout(Stream.TEXTUAL, [], [], "", parsed=Parsed("The kite is large.", "Yes.", well_formed=True)),
+                Rollout(Stream.TEXTUAL, [], [], "", parsed=Parsed("The kite is small.", "It is not.", well_formed=True))]
+    calls = []
+    def judge(pairs):
+        calls.append([pair.kind for pair in pairs])
+        return [.1 if "small" in pair.candidate or "not" in pair.candidate else .8 for pair in pairs]
+    accuracy = partial(answer_accuracy, rules={"kites": "judge"})
+    archive,g = Archive(),Group(sample, rollouts, Frame.original(60, 60), (60, 60))
+    stats = score_groups([g], archive, judge, 0, accuracy=accuracy)
+    assert calls==[["answer"]*3, ["reasoning"]*2]
+    assert archive.get("a").batch==0 and stats["archive/updates"]==1
+    assert [r.reward.parts for r in g.of(Stream.TEXTUAL)]==[dict(format=1., accuracy=1., consistency=.8), dict(format=1., accuracy=0., consistency=.1)]
+
+@pytest.mark.parametrize("bad", ["", " ", "<box>[1,2,3,4]</box>", "The red\0 tile.", "red "*20_000])
+def test_a_text_that_nobody_can_judge_never_beats_a_contradiction(bad):
+    "A judge that is down leaves pairs missing; a text's own fault is 0, whatever the judge"
+    g, = groups_of([("a", [(30., "blue", True)], [(SAYS[0], "blue", True, False), (SAYS[2], "blue", True, False), (bad, "blue", True, False)])])
+    stats = score_groups([g], Archive(), RubricJudge(), 0)
+    assert [r.reward.parts["consistency"] for r in g.of(Stream.TEXTUAL)]==[1., 0., 0.]
+    assert stats["textual/unjudgeable"]==pytest.approx(1/3) and stats["judge/pairs"]==2
+    down, = groups_of([("a", [(30., "blue", True)], [(SAYS[0], "blue", True, False), (bad, "blue", True, False)])])
+    score_groups([down], Archive(), lambda pairs: [None]*len(pairs), 0)
+    assert [r.reward.parts["consistency"] for r in down.of(Stream.TEXTUAL)]==[None, 0.]

@@ -1,11 +1,14 @@
 "The rubric judge on long tables and on generated reasoning"
-import itertools,random,time
+import itertools,json,random,time
+from pathlib import Path
 
 import pytest
 from hypothesis import assume,given,strategies as st
 
 from ivgr.core import InputError
-from ivgr.judge import SCORES, Facts, Pair, RubricJudge, contradicts, possible, read_facts, rubric_score
+from ivgr.judge import SCORES, Facts, Pair, RubricJudge, ask_judge, contradicts, possible, read_facts, rubric_score
+
+pytestmark = pytest.mark.filterwarnings("ignore:THE RUBRIC JUDGE")
 
 COLOURS = "red orange yellow green cyan blue purple black".split()
 ROWS,COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -89,6 +92,17 @@ def test_beside_table(candidate, expected):
 @pytest.mark.parametrize("reference", ["", "I see.", "Its top is blue.", TOP+" Its top is green.",
                                        "The red tile is above the red tile."])
 def test_no_basis_for_a_score(reference): assert score(reference, TOP) is None
+
+HAND_MADE = [json.loads(line) for line in Path(__file__).with_name("judge_pairs.jsonl").read_text().splitlines()]
+
+@pytest.mark.parametrize("row", HAND_MADE, ids=lambda row: f"{row['kind']}: {row['candidate'][:60]}")
+def test_hand_made_pairs(row):
+    "Wordings that a policy may use, mistakes, denials, and texts that can't be read or judged; as the trainer asks"
+    pair = Pair(row["question"], row["reference"], row["candidate"])
+    assert ask_judge(RubricJudge(), [pair])==[row["score"]]
+
+def test_hand_made_pairs_are_many_and_of_every_score():
+    assert len(HAND_MADE)>=60 and {row["score"] for row in HAND_MADE}=={None, *SCORES} and len({row["kind"] for row in HAND_MADE})>=12
 
 # --- generated reasoning -------------------------------------------------------------------------------------------
 
