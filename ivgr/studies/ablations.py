@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'ROWS_FILE', 'DONE', 'OLD', 'BUSY', 'FAILED', 'WAITING', 'TAKEN', 'CHILD', 'TOOLS', 'ATTENTION',
-           'TOOL_MODES', 'SMALL_RUN', 'moved_boxes', 'poor_start', 'start_for', 'hardware', 'code_commit', 'made_with',
-           'trainer_for', 'Stopwatch', 'run', 'run_key', 'read_rows', 'append_rows', 'ArmRun', 'jobs_for', 'states',
-           'states_table', 'run_alone', 'ablate', 'revisit_rows', 'revisit', 'small_runs']
+           'TOOL_MODES', 'SMALL_RUN', 'poor_start', 'start_for', 'hardware', 'code_commit', 'made_with', 'trainer_for',
+           'Stopwatch', 'run', 'run_key', 'read_rows', 'append_rows', 'ArmRun', 'jobs_for', 'states', 'states_table',
+           'run_alone', 'ablate', 'revisit_rows', 'revisit', 'small_runs']
 
 # %% ../../nbs/studies/ablations.ipynb #ddaed6c2
 import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from random import Random
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -34,21 +32,22 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback
 
 import ivgr
-from ..core import InputError, rng_for, write_atomic
+from ..core import InputError, write_atomic
 from ..data.samples import Samples
 from ..evaluate.ask import evaluate
 from ..evaluate.attention import target_shares
-from ..needle import NeedleConfig, box_text, write_needle
+from ..needle import NeedleConfig, write_needle
 from ..policy import Policy, load_policy
 from .arms import ARMS, POOR, Arm, ArmSettings, OtherArchive, differences, judge_for, small
 from .measures import RecordingTrainer, evaluation_rows, read_curves, read_truths
+from ..train.failures import Failures, write_demonstrations
 from ..train.runs import RunLog, prepare_run_dir, whole_checkpoints
 from ..train.sft import ColdStartConfig, cold_start
 from ..trainer import DualStreamConfig
 
 # %% ../../nbs/studies/ablations.ipynb #ef2f5b85
 _TEST_SEED = 2605  # Of the scenes that are asked about
-_SHIFTED = dict(size=128, objects=3, tile_min=16, tile_max=24)  # More objects, smaller, in a larger image
+_SHIFTED = dict(size=128, objects=5, tile_min=16, tile_max=24)  # More objects, smaller, in a larger image
 
 def _scenes_for(
     setting:ArmSettings, # Of an arm
@@ -70,41 +69,6 @@ def _scenes_for(
     return Samples(folder, name)
 
 # %% ../../nbs/studies/ablations.ipynb #9c0e16ff
-def _shifted_along(
-    low:float,  # Ends of a box along one axis, in [0, 1000]
-    high:float, # The other end
-    rng:Random, # Source of randomness
-)->tuple[float, float]:
-    "A box's ends, moved by up to its extent, inside the image"
-    distance = rng.uniform(low-high, high-low)
-    distance = max(-low, min(1000-high, distance))
-    return low+distance, high+distance
-
-def moved_boxes(
-    text:str,   # A grounded reasoning about a needle scene
-    rng:Random, # Source of randomness
-)->str:         # The same, each box shifted by up to its own width and height, inside the image
-    "Make boxes poor"
-    def moved(match):
-        x1, y1, x2, y2 = map(float, match[1].split(","))
-        left, right = _shifted_along(x1, x2, rng)
-        top, bottom = _shifted_along(y1, y2, rng)
-        return box_text((left, top, right, bottom), 1000)
-    return re.sub(r"<box>\[([^<]*)\]</box>", moved, text)
-
-def _write_poor_scenes(
-    folder:Path, # Where to
-    n:int,       # Scenes
-)->None:
-    "Write training scenes whose demonstrations have poor boxes"
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    file = write_needle(folder, "train", n, seed=_TEST_SEED, progress=False)
-    table = pq.read_table(file)
-    poor = [moved_boxes(row["grounded"], rng_for(POOR, row["id"])) for row in table.to_pylist()]
-    column = table.schema.get_field_index("grounded")
-    pq.write_table(table.set_column(column, "grounded", pa.array(poor)), file)
-
 def poor_start(
     out:str|Path, # Where data is kept
     n:int=1024,   # Scenes, each seen once
@@ -114,7 +78,7 @@ def poor_start(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder/"policy"/"prompts.json").exists():  # this file is written last
-            _write_poor_scenes(folder, n)
+            write_demonstrations(folder, n, failures=Failures(poor_boxes=1.), seed=_TEST_SEED, progress=False)
             args = ColdStartConfig(output_dir=str(folder/"policy"), data=str(folder), policy="tiny",
                                    learning_rate=3e-4, save_strategy="no")
             cold_start(args, progress=False)

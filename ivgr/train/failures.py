@@ -112,7 +112,7 @@ def moved_boxes(
         return box_text((left, top, right, bottom), 1000)
     return re.sub(r"<box>\[([^<]*)\]</box>", moved, text)
 
-# %% ../../nbs/train/failures.ipynb #b72a3abf
+# %% ../../nbs/train/failures.ipynb #fe930317
 def _failing_columns(
     rng: Random,            # Source of randomness
     name: str,              # One of `FAILURES`, or empty
@@ -158,8 +158,8 @@ def write_demonstrations(
 ) -> Path:                               # The parquet file
     "Write training scenes whose demonstrations fail; the column `failure` says which, and how"
     if cfg.choices and (failures.wrong_look or failures.mistaken):
-        raise InputError(f"choices={cfg.choices} with wrong_look or mistaken: no letter follows from what was "
-                         "seen; use choices=0")
+        raise InputError(f"choices={cfg.choices} with wrong_look or mistaken: no letter follows from what "
+                         "was seen; use choices=0")
     out = Path(out)
     file = write_needle(out, "train", n, cfg, seed, questions, progress)
     table = pq.read_table(file)
