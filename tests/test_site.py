@@ -114,6 +114,29 @@ def test_settings_are_a_table_of_our_own(pages):
         assert '<code>adam_beta1</code>' not in text and 'adam_beta1' not in code_in(text)
     assert seen>40
 
+def sight(cell, source):
+    "Whether a cell shows a table, a picture or a diagram"
+    from ivgr.tools.pages import has_sight
+    kinds = {k:''.join(v) for o in cell.get('outputs', ()) for k,v in o.get('data', {}).items()}
+    if any(k.startswith('image/') or k=='text/html' for k in kinds): return True
+    return has_sight(source if cell['cell_type']=='markdown' else kinds.get('text/markdown', ''))
+
+def test_every_page_begins_with_something_to_look_at(pages):
+    "Within about a screen of text, and without code before it"
+    blind = []
+    for p in NOTEBOOKS:
+        seen = 0
+        for c,s in page(pages, p)[2:]:
+            if seen>1800 or sight(c, s): break
+            seen += len(s) if c['cell_type']=='markdown' else 0
+        if not sight(c, s) and p.name!='index.ipynb': blind.append(p.relative_to(NBS).as_posix())
+    assert not blind
+
+def test_the_page_of_the_commands_lists_them_first():
+    from ivgr.tools.cli import COMMANDS
+    table = re.findall(r'^\| \[`ivgr ([\w-]+)`\]\(#[\w-]+\) \| (.*) \|$', written(NBS/'tools/cli.ipynb')[0], flags=re.M)
+    assert dict(table)=={name:command.about for name,command in COMMANDS.items()}
+
 # Links of the rendered site
 def test_a_broken_link_of_the_site_is_seen(tmp_path):
     (tmp_path/'data').mkdir()
