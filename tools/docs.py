@@ -118,8 +118,10 @@ def broken(site, root=ROOT):
 def weight(site, name='index.html'):
     "Bytes of a page and what it loads from the site, compressed"
     import zlib
-    page = Page((site/name).read_text())
+    text = (site/name).read_text()
+    page = Page(text)
     files = {(site/name).parent/l.partition('?')[0] for l in page.links if not l.endswith('.html')}
+    if '<math' in text: files |= set(site.glob('fonts/*.woff2'))
     sizes = [len(zlib.compress(f.read_bytes())) for f in {site/name, *files} if f.is_file()]
     return sum(sizes)
 
