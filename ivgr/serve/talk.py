@@ -119,8 +119,8 @@ def _reply_texts(rows, width, most):
     "Answer and reasoning of the first replies, each on a few lines"
     texts = []
     for row in rows[:most]:
-        said = "no answer" if row["answer"] is None else row["answer"]
-        texts.append(wrap_text(f"{row['mode']}: {said}. {reasoning_text(row['text'])}", width, 3))
+        short = "no answer" if row["answer"] is None else row["answer"]
+        texts.append(wrap_text(f"{row['mode']}: {short}. {reasoning_text(row['text'])}", width, 3))
     if len(rows) > most:
         texts.append(f"and {len(rows) - most} more replies")
     return texts
