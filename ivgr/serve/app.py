@@ -149,7 +149,7 @@ class AppServer(ThreadingHTTPServer):
     def url(self) -> str:
         "Where the page is"
         host, port = self.server_address[:2]
-        return f"http://{host}:{port}"
+        return f"http://{host!s}:{port}"
 
     def reply(self,
         request: dict,  # See `page_reply`

@@ -82,14 +82,12 @@ def merged_card(
 DTYPES = ("bfloat16", "float16", "float32")
 _CARRIED = ("video_preprocessor_config.json",)  # Files of the base that its processor wants, and we do not
 
-def _check_out(out):
+def _check_empty(folder):
     "Refuse a directory that holds something"
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{str(out)!r} holds something already: choose another --out")
-    return out
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{str(folder)!r} holds something already: choose another --out")
 
-def _carry_files(source, out):
+def _carry_files(source, folder):
     "Copy what only the base has, where it can be had"
     settings = find_adapter(source)
     base = json.loads(Path(settings).read_text())["base_model_name_or_path"] if settings else str(source)
@@ -98,7 +96,7 @@ def _carry_files(source, out):
                            _raise_exceptions_for_connection_errors=False,
                            _raise_exceptions_for_gated_repo=False)
         if file:
-            shutil.copy(file, out/name)
+            shutil.copy(file, folder/name)
 
 def merge(
     source: str | Path,       # A run, a checkpoint in it, or a policy on the hub; an adapter or weights
@@ -110,18 +108,19 @@ def merge(
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: choose from {', '.join(DTYPES)}; weights in 4 or 8 bits would "
                          "round away what was learned")
-    out = _check_out(out)
+    folder = Path(out)
+    _check_empty(folder)
     bits = None if original else trained_bits(source)
     policy = load_policy(source, getattr(torch, dtype), "cpu", "sdpa", quantise=bits)
     if find_adapter(source):
         policy = merge_adapter(policy)
     policy.model.generation_config = generation_settings(policy)
-    save_policy(policy, out, getattr(torch, dtype))
-    _carry_files(source, out)
+    save_policy(policy, folder, getattr(torch, dtype))
+    _carry_files(source, folder)
     run = _run_folder(source)
     card = run/"README.md" if run else None
     text = card.read_text() if card and card.exists() else ""
-    write_atomic(out/"README.md", merged_card(text, out.resolve().name, policy, dtype))
+    write_atomic(folder/"README.md", merged_card(text, folder.resolve().name, policy, dtype))
     if run:
-        shutil.copy(run/"run.json", out)
-    return out
+        shutil.copy(run/"run.json", folder)
+    return folder

@@ -142,12 +142,12 @@ def draw_replies(
     lines = "\n".join(_reply_texts(rows, 104, 6))
     height = 4.6 + .17 * (1 + lines.count("\n"))
     fig = new_figure(8, height)
-    whole, side = fig.add_gridspec(1, 2, width_ratios=(3, 1), left=.02, right=.98, top=1 - .3 / height,
-                                   bottom=1 - 4.4 / height, wspace=.04)
-    ax = fig.add_subplot(whole)
+    grid = fig.add_gridspec(1, 2, width_ratios=(3, 1), left=.02, right=.98, top=1 - .3 / height,
+                            bottom=1 - 4.4 / height, wspace=.04)
+    ax = fig.add_subplot(grid[0])
     _show(ax, picture, [box for row in rows for box in row["boxes"]])
     if crops:
-        parts = side.subgridspec(len(crops), 1)
+        parts = grid[1].subgridspec(len(crops), 1)
         for k, crop in enumerate(crops):
             _show(fig.add_subplot(parts[k]), crop)
     title = textwrap.shorten(question, 110, placeholder=" …")
