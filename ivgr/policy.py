@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'Policy', 'shared_length', 'tokenize_prompts', 'encode', 'load_processors', 'load_reader', 'quantisation',
            'is_quantised', 'keep_trainable', 'find_adapter', 'load_policy', 'save_processors', 'save_policy',
-           'load_weights', 'frozen_base']
+           'with_prompts', 'load_weights', 'frozen_base']
 
 # %% ../nbs/09_policy.ipynb #18cc45aa
 import json
@@ -472,6 +472,28 @@ def save_policy(
     cast = {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}
     policy.model.save_pretrained(path, state_dict=cast)
     return save_processors(policy, path)
+
+# %% ../nbs/09_policy.ipynb #pr000002
+def _brings_prompts(source: str) -> bool:
+    "Are there prompts beside a policy, or beside the base of an adapter?"
+    if _find_file(source, "prompts.json"):
+        return True
+    adapter_config = find_adapter(source)
+    return bool(adapter_config) and _brings_prompts(_base_of(adapter_config))
+
+def with_prompts(
+    policy: Policy,                     # As loaded
+    name_or_path: str | Path,           # From where
+    prompts: str | Path | None = None,  # File with the instruction of each stream; None: as the policy has it
+) -> Policy:
+    "The policy, asked in the words of a file; without one, a policy that brings no words warns which it gets"
+    if prompts is not None:
+        return replace(policy, prompts=Prompts.load(prompts))
+    if not _brings_prompts(_shipped_or_given(name_or_path)):
+        warnings.warn(f"{str(name_or_path)!r} has no prompts.json, so it is asked in ivgr's own words: "
+                      f"{policy.prompts.textual[:60]!r}... If it was trained with others, write them into a "
+                      "file: --prompts FILE", stacklevel=2)
+    return policy
 
 # %% ../nbs/09_policy.ipynb #b9dafe47
 def load_weights(

@@ -8,6 +8,7 @@ from hypothesis import example,given,settings,strategies as st
 
 from ivgr.tools.cli import judge_flags, read_settings, read_yaml, settings_parser
 from ivgr.core import InputError
+from ivgr.prompts import Prompts
 from ivgr.trainer import DualStreamConfig
 
 CONFIGS = Path(__file__).parent.parent/"configs"
@@ -21,6 +22,11 @@ def test_recipe(path):
     a = read(path, "--n_rollouts", "7")
     assert a.n_rollouts==7 and a.data=="allencbzhang/iVGR-RL-51K" and a.dtype=="bfloat16" and a.gradient_checkpointing
     assert a.output_dir==f"runs/{path.stem}" and a.learning_rate==(1e-6 if path.stem=="paper" else 1e-5)
+
+def test_the_papers_recipe_asks_as_its_checkpoint_expects():
+    a = read(CONFIGS/"paper.yaml")
+    assert all("<answer>" in text for text in vars(Prompts.load(CONFIGS.parent/a.prompts)).values() if text)
+    assert a.answer_rules=={"treevgr": "judge"} and a.judge=="endpoint"
 
 def test_recipes_are_there(): assert len(RECIPES)==6
 

@@ -471,15 +471,18 @@ def _policy_flags(
         help="type of the weights; default bfloat16 on a GPU, float32 elsewhere")
     add("--max_pixels", type=int, default=None,
         help="larger images are shrunk to this; default as the policy has it")
+    add("--prompts", metavar="FILE", default=None,
+        help="instruction of each stream (JSON or YAML); default as the policy has them, else our own")
 
 def _load_wanted(
     flags:argparse.Namespace, # With those of `_policy_flags`
 )->Any:
     "The policy that the flags ask for"
     import torch
-    from ivgr.policy import load_policy
+    from ivgr.policy import load_policy, with_prompts
     dtype = getattr(torch, flags.dtype) if flags.dtype else None
-    return load_policy(flags.policy, dtype, max_pixels=flags.max_pixels, quantise=flags.quantise)
+    policy = load_policy(flags.policy, dtype, max_pixels=flags.max_pixels, quantise=flags.quantise)
+    return with_prompts(policy, flags.policy, flags.prompts)
 
 def _asking_flags(
     parser:argparse.ArgumentParser, # Of `ivgr eval`
@@ -567,7 +570,7 @@ def _warn_truncated(
         print(f"ivgr {command}: {truncated} of {len(rows)} replies came to no end within "
               f"{max_new_tokens} tokens (--max_new_tokens)", file=sys.stderr)
 
-_RUN_FLAGS = ("policy", "quantise", "dtype", "benchmark", "data", "n", "max_pixels",
+_RUN_FLAGS = ("policy", "prompts", "quantise", "dtype", "benchmark", "data", "n", "max_pixels",
              "replies")  # Of `run.json`
 
 def _evaluate_policy(

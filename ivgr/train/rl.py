@@ -15,6 +15,7 @@ from ..data.answers import warn_unmatched
 from ..data.check import PromptLimit, image_files, limit_sources, read_limits, usable
 from ..data.samples import Samples
 from ..policy import Policy, load_reader
+from ..prompts import Prompts
 from ..serve.endpoint import EndpointConfig
 from ..serve.policy_judge import make_judge
 from ..serve.rollouts import RolloutConfig, RolloutServer
@@ -66,7 +67,10 @@ def _rows_to_train_on(args, samples, progress):
     "The rows that can be used, as many of each source as are wanted"
     limit = None
     if args.max_prompt:
-        limit = PromptLimit(args.max_prompt, **load_reader(absolute(args.policy), args.max_pixels))
+        reader = load_reader(absolute(args.policy), args.max_pixels)
+        if args.prompts:
+            reader["prompts"] = Prompts.load(args.prompts)
+        limit = PromptLimit(args.max_prompt, **reader)
     kept = usable(samples, args.check, args.strict, report_folder(args), progress, limit)
     return limit_sources(kept, read_limits(args.sources), args.seed)
 

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..core import InputError
-from ..policy import Policy, find_adapter, load_policy
+from ..policy import Policy, find_adapter, load_policy, with_prompts
 from ..qlora import LoraSettings, add_lora, check_trainable
 
 # %% ../../nbs/train/settings.ipynb #ead4be16
@@ -48,6 +48,9 @@ class PolicyConfig(TrainingArguments):
     "Which policy, in how many bits, and what of it learns"
     policy: str = setting(
         "tiny", "Policy to start from: a directory, a hub name, or `tiny` for the one that ships")
+    prompts: str|None = setting(
+        None, "File with the instruction of each stream (JSON or YAML), saved with the policy; default as "
+              "the policy has them")
     check: str = setting(
         "headers", "How all rows are looked at before training: headers (boxes, and sizes of images), decode "
                    "(images to their last byte, slower), none (a bad row ends training when its turn comes)")
@@ -148,8 +151,10 @@ def load_base(
 )->Policy:
     "Load the policy that a run starts from"
     dtype = getattr(torch, args.weights_dtype) if args.weights_dtype else None
-    return load_policy(absolute(args.policy), dtype, str(args.device), args.attn_implementation,
-                       args.max_pixels, args.quantise)
+    source = absolute(args.policy)
+    policy = load_policy(source, dtype, str(args.device), args.attn_implementation, args.max_pixels,
+                         args.quantise)
+    return with_prompts(policy, source, args.prompts)
 
 def make_trainable(
     policy: Policy,      # As loaded

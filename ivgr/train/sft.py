@@ -11,7 +11,7 @@ __all__ = ['choose_stream', 'Demonstrations', 'PackedExample', 'TokenizedDemonst
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +30,10 @@ from ..data.check import image_files, limit_sources, read_limits, usable
 from ..data.conversations import Conversations, Demonstration, open_data, shown_size, written_frame
 from ..data.images import image_size
 from ..data.samples import Samples
-from ..policy import Policy, load_policy, load_weights, save_policy, save_processors, tokenize_prompts
-from ..prompts import Prompts, messages, move_boxes, reply
+from ivgr.policy import (
+    Policy, load_policy, load_weights, save_policy, save_processors, tokenize_prompts, with_prompts,
+)
+from ..prompts import messages, move_boxes, reply
 from ivgr.train.curriculum import (
     CROWDED, LEADS, learn_to_choose, learn_to_point, learn_to_see, pointing_loss, render_scenes, token_ids,
 )
@@ -308,9 +310,6 @@ class ColdStartConfig(PolicyConfig):
     policy: str = setting(
         "blank", "Policy to start from: a directory, a hub name, or `blank` for an untrained tiny one that "
         "first learns to see")
-    prompts: str | None = setting(
-        None, "File with the instruction of each stream (JSON or YAML), saved with the policy; "
-        "default as the policy has them")
     box_frame: str = setting(
         "original", "Coordinates of the boxes in conversations: original (pixels of the file), "
         "resized (of what Qwen2.5-VL sees of it), unit1000")
@@ -541,10 +540,9 @@ def _load_start(
     args: ColdStartConfig,  # Settings
 ) -> Policy:
     "The policy that a cold start begins with, with the prompts that the settings name"
-    policy = tiny_policy(args.seed) if args.policy == "blank" else load_base(args)
-    if args.prompts:
-        policy = replace(policy, prompts=Prompts.load(args.prompts))
-    return policy
+    if args.policy != "blank":
+        return load_base(args)
+    return with_prompts(tiny_policy(args.seed), "tiny", args.prompts)
 
 def _describe_counts(
     demonstrations: Demonstrations,  # All that is learned from
