@@ -756,6 +756,38 @@ def _run_app(
                   "password", file=sys.stderr, flush=True)
         server.serve_forever()
 
+# %% ../../nbs/tools/cli.ipynb #04d09da3
+def _merge_parser()->argparse.ArgumentParser:
+    "The flags of `ivgr merge`"
+    from ivgr.serve.merge import DTYPES
+    about = ("Write a trained policy as a plain model: its adapter merged, with tokenizer, image processor, "
+             "instructions and card.")
+    parser = _command_parser("merge", about)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="output_dir of `ivgr train` or `sft`, a checkpoint in it, or a hub name")
+    add("--out", required=True, metavar="DIR", help="where the model goes; must be empty or new")
+    add("--dtype", default="bfloat16", choices=DTYPES, help="type of the weights; never 4 or 8 bits, which "
+                                                            "would round away what was learned")
+    add("--original", action="store_true",
+        help="after training in 4 or 8 bits: merge into the base as published, not into those bits unpacked")
+    add("--push", metavar="USER/NAME", help="push it to the hub, too")
+    add("--public", action="store_true", help="what --push makes is not private")
+    return parser
+
+def _run_merge(
+    argv:Sequence[str], # Flags
+)->None:
+    "`ivgr merge`"
+    from ivgr.serve.merge import merge
+    from ivgr.train.hub import open_repo, push_folder
+    flags = _merge_parser().parse_args(argv)
+    if flags.push: # refused before hours are spent
+        open_repo(flags.push, not flags.public)
+    out = merge(flags.run, flags.out, flags.dtype, flags.original)
+    print(f"merged in {flags.dtype}: {out}; README.md says how to ask it")
+    if flags.push:
+        print("pushed:", push_folder(out, flags.push, not flags.public))
+
 # %% ../../nbs/tools/cli.ipynb #ad314baf
 def _workload_flags(
     parser:argparse.ArgumentParser, # Of `ivgr plan`
@@ -929,6 +961,7 @@ COMMANDS = {
                     "accuracy and boxes of a policy, on a benchmark or on your own questions"),
     "ask": Command(_run_ask, _ask_parser, "an answer to a question about your own picture"),
     "app": Command(_run_app, _app_parser, "a page in the browser: drop an image, ask, see boxes and crops"),
+    "merge": Command(_run_merge, _merge_parser, "a trained policy as a plain model, its adapter merged"),
     "judge-check": Command(_run_judge_check, _judge_check_parser,
                            "how right a judge is, on pairs whose score is known"),
     "ablate": Command(_run_ablate, _ablate_parser,
