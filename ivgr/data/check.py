@@ -288,6 +288,6 @@ def _file_mark(path):
         with open(path, "rb") as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - 4096))
-            return f"{length} {hashlib.sha1(file.read()).hexdigest()}"
+            return f"{length} {hashlib.sha1(file.read(), usedforsecurity=False).hexdigest()}"
     except (OSError, ValueError):
         return ""

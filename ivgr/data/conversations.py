@@ -388,7 +388,7 @@ def question_id(
 ) -> str:           # 16 hexadecimal digits
     "The same for all demonstrations of one question"
     content = json.dumps([question, image_key(images)])
-    return hashlib.sha1(content.encode()).hexdigest()[:16]
+    return hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:16]
 
 def _as_list(value):
     return value if isinstance(value, list) else [value]

@@ -181,14 +181,14 @@ def image_key(
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
-        return hashlib.sha1(value).hexdigest()
+        return hashlib.sha1(value, usedforsecurity=False).hexdigest()
     return value
 
 def image_digest(
     images: Sequence[str|Path|Encoded|Image.Image],  # As in `Sample.images`
 ) -> str:                                            # 12 hexadecimal digits
     "A short name for images: the same paths or the same contents, the same name"
-    digest = hashlib.sha1()
+    digest = hashlib.sha1(usedforsecurity=False)
     for image in images:
         if isinstance(image, Image.Image):
             digest.update(repr((image.size, image.mode)).encode() + image.tobytes())

@@ -60,7 +60,8 @@ def _scenes_for(
     n = setting.n_train if split == "train" else setting.ask[split]
     scene_seed = seed if split == "train" else _TEST_SEED
     name = "test" if split == "shifted" else split
-    key = hashlib.sha1(json.dumps([asdict(config), n, scene_seed]).encode()).hexdigest()[:8]
+    content = json.dumps([asdict(config), n, scene_seed])
+    key = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:8]
     folder = Path(out)/"data"/f"{split}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -231,7 +232,8 @@ def run_key(
     seed:int,            # Of the run
 )->str:                  # 12 hexadecimal digits
     "A name for a run: the same setting and seed, the same name"
-    return hashlib.sha1(json.dumps([asdict(setting), seed], sort_keys=True).encode()).hexdigest()[:12]
+    content = json.dumps([asdict(setting), seed], sort_keys=True)
+    return hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:12]
 
 # %% ../../nbs/studies/ablations.ipynb #384d8485
 ROWS_FILE = "ablations.jsonl"  # In the directory of results
