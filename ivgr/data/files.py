@@ -298,7 +298,7 @@ def _unpacked_name(archive):
     "Another name for each version of an archive"
     status = archive.stat()
     version = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
-    digest = hashlib.sha1(version.encode()).hexdigest()[:12]
+    digest = hashlib.sha1(version.encode(), usedforsecurity=False).hexdigest()[:12]
     return f"{archive.name.split('.')[0]}-{digest}"
 
 def _check_space(archive, folder, home):
@@ -344,6 +344,9 @@ def locate(
     endings: Sequence[str] = ("parquet",),  # What a table may end in
 ) -> tuple[list[Path], Path]:  # Its files, and the path by which to name it
     "Find a data set"
+    if not str(path):
+        raise InputError("no data was named: give --data, a parquet file, a directory with one, or the name "
+                         "of a data set on the hub (`ivgr data needle --out DIR` writes one)")
     given = Path(path)
     is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path))
     if is_hub_name and not given.exists():

@@ -135,7 +135,7 @@ def _sample_id(row):
     if row.get("id") not in (None, ""):
         return str(row["id"])
     content = json.dumps([row["problem"], image_key(row["images"])])
-    digest = hashlib.sha1(content.encode()).hexdigest()[:16]
+    digest = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:16]
     return f"{row['datasource']}-{digest}"
 
 # %% ../../nbs/data/samples.ipynb #6dee3ad0
@@ -160,11 +160,17 @@ def load_table(
 
 def _check_columns(file, required):
     import pyarrow.parquet as pq
+    advice = (f"{str(file)!r} holds conversations: learn from them with `ivgr sft`; here a parquet file with "
+              f"{', '.join(required)} is needed")
+    if required and file.suffix in (".json", ".jsonl"):
+        raise InputError(advice)
     try:
         names = pq.read_schema(file).names
     except Exception as e:  # whatever arrow stumbles over
         raise InputError(f"{str(file)!r} is not a readable parquet file ({e})") from None
     missing = [name for name in required if name not in names]
+    if missing and ("conversations" in names or "messages" in names):
+        raise InputError(advice)
     if missing:
         columns = f"{', '.join(missing)}; it has {', '.join(names)}"
         raise InputError(f"{str(file)!r} lacks the column(s) {columns}")
@@ -398,5 +404,5 @@ def _image_mark(value):
         return marks.get("bytes") or marks.get("path")
     if pa.types.is_binary(value.type) or pa.types.is_large_binary(value.type):
         content = value.as_buffer()
-        return content.size, hashlib.sha1(content[-4096:]).hexdigest()
+        return content.size, hashlib.sha1(content[-4096:], usedforsecurity=False).hexdigest()
     return value.as_py()
