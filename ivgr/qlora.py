@@ -7,7 +7,7 @@ __all__ = ['LoraSettings', 'lora_targets', 'add_lora', 'check_trainable', 'merge
 
 # %% ../nbs/train/qlora.ipynb #0756b949
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,25 +19,23 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import InputError
 from .policy import Policy, is_quantised
+from .train.fields import setting
 
 # %% ../nbs/train/qlora.ipynb #4ed9ee4c
-def _setting(default, help):
-    return field(default=default, metadata=dict(help=help))
-
 @dataclass(frozen=True)
 class LoraSettings:
     "What learns beside frozen weights; the help texts are those of the flags (train/settings)"
-    rank: int = _setting(16, "Inner width of each adapter")
-    alpha: float = _setting(32., "Scale of the adapter, divided by its rank")
-    dropout: float = _setting(
+    rank: int = setting(16, "Inner width of each adapter")
+    alpha: float = setting(32., "Scale of the adapter, divided by its rank")
+    dropout: float = setting(
         0., "Dropout of the adapter's input; above 0 the ratio of a first step of RL is not 1")
-    vision: bool = _setting(False, "Adapt the vision tower too")
-    merger: bool = _setting(False, "Adapt what joins patches into visual tokens too")
-    targets: tuple[str, ...] = _setting(
+    vision: bool = setting(False, "Adapt the vision tower too")
+    merger: bool = setting(False, "Adapt what joins patches into visual tokens too")
+    targets: tuple[str, ...] = setting(
         (), "Endings of the names of layers to adapt, such as q_proj v_proj; default all linear layers")
-    rslora: bool = _setting(
+    rslora: bool = setting(
         False, "Divide lora_alpha by the root of the rank, so that a larger rank does not learn more slowly")
-    dora: bool = _setting(False, "Adapt length and direction of weights apart (DoRA); slower")
+    dora: bool = setting(False, "Adapt length and direction of weights apart (DoRA); slower")
     def __post_init__(self):
         if self.rank < 1:
             raise InputError(f"lora rank={self.rank}: at least 1 is needed")

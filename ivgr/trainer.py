@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import AutocastKwargs
@@ -33,10 +33,12 @@ from .loss import check_loss_settings, group_advantages, policy_loss
 from .policy import Policy, encode, frozen_base, load_weights, save_processors
 from .sampler import QueryOrder, make_groups, sample_rollouts
 from .train.distributed import StayFrozen, WeightedMeans, all_reduce_grads, check_sharding, gather_batch
-from .train.distributed import pad_microbatches, process_share, shard_base, skip_ddp, sum_over_processes
+from .train.distributed import pad_microbatches, process_share, shard_base, skip_ddp, stoppable
+from .train.distributed import sum_over_processes
 from .train.finite import FiniteSteps, breaks, check_weights
 from .train.runs import mark_unfinished, saving_when_stopped, write_completions
-from .train.settings import PolicyConfig, setting
+from .train.fields import EVALUATION, EVERYWHERE, LOADER, setting
+from .train.settings import PolicyConfig
 from .train.stops import STOPS
 from .tree import Query, build_tree, microbatches, packs, token_logps
 
@@ -85,6 +87,7 @@ class RewardConfig(SamplingConfig):
 @dataclass
 class DualStreamConfig(RewardConfig):
     "Settings of `ivgr train`, on top of all of `transformers.TrainingArguments`"
+    refused: ClassVar[dict[str, str]] = EVERYWHERE | EVALUATION | LOADER  # Fields that would do nothing
     output_dir: str = setting("runs/train", "Where checkpoints, logs and the trained policy go")
     beta: float = setting(0., "Weight of the KL term towards the policy at the start (released run: 0.01)")
     clip_low: float = setting(.2, "Lower half-width of the trust region on the ratio")
@@ -127,9 +130,6 @@ class DualStreamConfig(RewardConfig):
 
 # %% ../nbs/12_trainer.ipynb #d2000002
 def _check_choices(args):
-    if args.fp16:
-        raise InputError("fp16=True: its range is too small for the ratio of log-probabilities here; set "
-                         "bf16 instead")
     if args.judge not in JUDGE_NAMES:
         raise InputError(f"judge={args.judge!r}: choose one of {', '.join(JUDGE_NAMES)}")
     if args.streams not in ("both", Stream.GROUNDED, Stream.TEXTUAL):
@@ -156,9 +156,12 @@ def _check_sampling(args):
 def _check_steps(args):
     batch = args.per_device_train_batch_size
     updates = args.updates_per_rollout
-    if args.gradient_accumulation_steps != 1:
-        raise InputError(f"gradient_accumulation_steps={args.gradient_accumulation_steps}: set "
-                         "tokens_per_forward instead, which splits a step into several forwards")
+    for name in ("logging_strategy", "save_strategy"):
+        if getattr(args, name) == "epoch":
+            raise InputError(f"{name}='epoch': a run does not stop between epochs; give {name}='steps'")
+    if args.save_steps < 1:
+        raise InputError(f"save_steps={args.save_steps}: a share of the run is not taken here; give a number "
+                         "of steps, such as 50")
     if batch % updates:
         raise InputError(f"updates_per_rollout={updates} does not divide the {batch} queries of a batch")
     if args.save_strategy == "steps" and args.save_steps % updates:
@@ -242,6 +245,7 @@ class DualStreamTrainer(Trainer):
             raise InputError("there are no samples to train on")
         self.policy = policy
         self.judge = judge
+        self.samples_here = sampler is None
         self.sampler = sampler or partial(sample_rollouts, together=args.queries_per_sampling)
         self.samples = samples if args.streams == "both" else InStream(samples, Stream(args.streams))
         self.order = _query_order(samples, args)
@@ -252,14 +256,23 @@ class DualStreamTrainer(Trainer):
         self.finite_steps = FiniteSteps()
         self.judge_was_asked = False
         if args.max_steps < 0:
-            batches = -(-len(samples)//self.order.batch_size)
-            args.max_steps = int(args.num_train_epochs*batches*args.updates_per_rollout)
+            args.max_steps = _steps_of_epochs(args, len(samples), self.order.batch_size)
         super().__init__(model=policy.model, args=args, data_collator=list, **kwargs)
         self.add_callback(StayFrozen)
         skip_ddp(self)
         if args.shard_base:
             check_sharding(args, policy, judge, sampler)
             shard_base(policy)
+
+def _steps_of_epochs(args, n_samples, batch_size):
+    "How many steps `num_train_epochs` are; `InputError` where it is not one"
+    batches = -(-n_samples//batch_size)
+    steps = int(args.num_train_epochs*batches*args.updates_per_rollout)
+    if steps < 1:
+        raise InputError(f"num_train_epochs={args.num_train_epochs}: that is less than a step; an epoch of "
+                         f"{n_samples} queries in batches of {batch_size} has "
+                         f"{batches*args.updates_per_rollout} steps. Give more, or max_steps")
+    return steps
 
 def _query_order(samples, args):
     "Which queries come when"
@@ -329,7 +342,7 @@ def roll_out(self: DualStreamTrainer,
     batch: int,                 # Its number, from 0
 )->list[Group]:                 # Scored, with advantages
     "Sample, score and compare the rollouts of every query"
-    with self.timed("rollout"):
+    with self.timed("rollout"), stoppable(local=self.samples_here):
         queries = [encode(self.policy, s, self.args.max_prompt) for s in samples]
         groups = make_groups(queries, self.sample(queries, batch))
     with self.timed("score"):
@@ -593,7 +606,7 @@ def leaving_safely(self: DualStreamTrainer):
     archive = self.archive.state_dict() if resumable else {}
     with saving_when_stopped(self, resumable):
         try:
-            with STOPS.heard() if resumable else nullcontext():
+            with STOPS.heard() if resumable and self.args.world_size == 1 else nullcontext():
                 yield
         except BaseException:
             if resumable:

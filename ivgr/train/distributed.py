@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['process_share', 'join_shares', 'without_tensors', 'gather_batch', 'sum_over_processes', 'WeightedMeans', 'skip_ddp',
-           'all_reduce_grads', 'check_sharding', 'shard_base', 'pad_microbatches', 'StayFrozen']
+           'all_reduce_grads', 'check_sharding', 'shard_base', 'pad_microbatches', 'stoppable', 'StayFrozen']
 
 # %% ../../nbs/train/distributed.ipynb #0756b949
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..core import Group, InputError, Rollout, Stream
 from ..policy import Policy
+from .stops import STOPS, Stopped
 from ..tree import Query, backbone, token_logps
 
 # %% ../../nbs/train/distributed.ipynb #4e536017
@@ -198,6 +200,33 @@ def pad_microbatches(
     yield from microbatches
     for _ in range(most - len(microbatches)):
         _idle_forward(policy)
+
+# %% ../../nbs/train/distributed.ipynb #056b6644
+def _agree_to_stop():
+    "Raise `Stopped` in all processes, where one has a signal"
+    numbers = gather_object([STOPS.number or 0])
+    if any(numbers):
+        raise Stopped(max(numbers))
+
+@contextmanager
+def stoppable(
+    local: bool = True,  # What runs inside exchanges nothing with other processes
+) -> Iterator[None]:     # For `with`, in all processes
+    "Inside: a signal ends what runs here; if it can't, because all are needed, all stop before it begins"
+    if PartialState().num_processes == 1:
+        with STOPS.heard():
+            yield
+        return
+    if not local:
+        _agree_to_stop()
+        yield
+        return
+    try:
+        with STOPS.heard():
+            yield
+    except Stopped:
+        pass  # the next line raises it in all processes
+    _agree_to_stop()
 
 # %% ../../nbs/train/distributed.ipynb #a7734c52
 class StayFrozen(TrainerCallback):

@@ -83,7 +83,7 @@ def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_clas
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog("train", _SHOWN, progress))
     try:
-        with STOPS.held(), advising(args.output_dir), naming_files(args.output_dir):
+        with advising(args.output_dir), STOPS.held(), naming_files(args.output_dir):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.save_model()
     finally:

@@ -30,6 +30,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..core import Group, InputError, rng_for, write_atomic
 from .settings import absolute
+from .stops import Stopped
 
 try:
     import fcntl
@@ -93,7 +94,7 @@ def _check_file(path):
         if damaged:
             raise BadZipFile(f"{damaged} has another checksum")
     elif path.suffix == ".json":
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
 
 _TRUSTED = ("numpy.", "_codecs.encode") # What a checkpoint's random state is made of
 
@@ -336,7 +337,7 @@ def saving_when_stopped(
         if step and resumable and not saved:
             _restore_random_states(states, trainer.args.device)
             trainer._save_checkpoint(trainer.model, None)
-        if isinstance(e, ConnectionError):
+        if isinstance(e, (ConnectionError, Stopped)):  # of all processes
             trainer.accelerator.wait_for_everyone()  # the launcher ends all when one ends
         raise
 

@@ -37,11 +37,12 @@ from ..prompts import messages, move_boxes, reply
 from ivgr.train.curriculum import (
     CROWDED, LEADS, learn_to_choose, learn_to_point, learn_to_see, pointing_loss, render_scenes, token_ids,
 )
-from .distributed import StayFrozen, all_reduce_grads, skip_ddp, sum_over_processes
+from .distributed import StayFrozen, all_reduce_grads, skip_ddp, stoppable, sum_over_processes
 from .finite import FiniteSteps, breaks, check_weights
 from .runs import RunLog, advising, fingerprint, locked
 from .runs import mark_unfinished, prepare_run_dir, report_folder, saving_when_stopped
-from .settings import PolicyConfig, load_base, make_trainable, setting
+from .fields import setting
+from .settings import PolicyConfig, load_base, make_trainable
 from .stops import STOPS, naming_files
 from .tiny import tiny_policy
 from ..tree import Query, Tree, completion_logps, microbatches, packs
@@ -343,16 +344,11 @@ class ColdStartConfig(PolicyConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_numbers()
-        if self.fp16:
-            raise InputError("fp16=True: its range is too small for gradients of a policy; set bf16 instead")
         if self.box_frame not in FRAMES:
             raise InputError(f"box_frame={self.box_frame!r}: choose one of {', '.join(FRAMES)}")
         if (self.policy == "blank" or self.choose_steps) and (self.quantise or self.lora_rank):
             raise InputError("a blank policy, and one that learns to choose, learns with all its weights: "
                              "leave quantise and lora_rank out")
-        if self.gradient_accumulation_steps != 1:
-            raise InputError(f"gradient_accumulation_steps={self.gradient_accumulation_steps}: set "
-                             "tokens_per_forward instead, which splits a step into several microbatches")
     def check_numbers(self):
         "`InputError` for a number that is out of range"
         for name in ("see_steps", "point_steps", "choose_steps", "point_scenes"):
@@ -415,7 +411,7 @@ class ColdStartTrainer(Trainer):
         if self.steps_begun == 1:
             self.probe_memory()
         self.steps_begun += 1
-        with saving_when_stopped(self), STOPS.heard(), _explain_out_of_memory("a step"):
+        with saving_when_stopped(self), stoppable(local=False), _explain_out_of_memory("a step"):
             loss, sums = self.learn(inputs, with_pointing=True)
             loss = all_reduce_grads(self.model, loss)
             explain = partial(self.name_broken, inputs)
@@ -585,7 +581,7 @@ def _cold_start(args, demonstrations, checkpoint, resume, progress):
     trainer.remove_callback(PrinterCallback)
     shown = {name: name for name in ("loss", *(f"{stream}/loss" for stream in Stream))}
     trainer.add_callback(RunLog("sft", shown, progress, lines=True))
-    with STOPS.held(), advising(args.output_dir), naming_files(args.output_dir):
+    with advising(args.output_dir), STOPS.held(), naming_files(args.output_dir):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
     policy.model.eval()

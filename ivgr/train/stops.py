@@ -21,7 +21,7 @@ from typing import Any
 # %% ../../nbs/train/stops.ipynb #2a057305
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 STOPPING = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-_ECHO = 2.  # Seconds in which a launcher of several processes repeats a signal that they have had already
+_ECHO = 5.  # Seconds in which a launcher of several processes repeats a signal that they have had already
 _LAST_WORDS = b"\nivgr: a second signal ends this at once; what was being saved is not complete\n"
 
 class Stopped(KeyboardInterrupt):
@@ -64,11 +64,14 @@ class Stops:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        "Inside: the first signal waits"
+        "Inside: the first signal waits; what fails after it has come is its fault"
         before = self.waits
         self.waits = True
         try:
             yield
+        except RuntimeError:
+            self.check()  # a process that the signal has ended left this one alone in an exchange
+            raise
         finally:
             self.waits = before
 
