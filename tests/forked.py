@@ -4,7 +4,8 @@ from pathlib import Path
 
 from conftest import FORKSERVER,write_to
 
-def _command(words):
+def _command(words, **env):
+    os.environ |= env
     from ivgr.tools.cli import main
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
     signal.signal(signal.SIGHUP, signal.SIG_DFL)              # and `nohup` this one
@@ -41,12 +42,20 @@ class Forked:
 def command(said, *words): # What comes after `ivgr`
     return Forked(said, _command, [str(w) for w in words])
 
-def both(said, script, *words):
-    "Run a script of this folder in two processes that know of each other, as `accelerate launch` does"
+def _ranks():
+    "What tells two processes of each other, as `accelerate launch` does"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         env = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]), NO_PROXY="*")
-    two = [Forked(said, _script, str(Path(__file__).parent/script), [str(w) for w in words], **env, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    return [dict(env, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+def pair(said, *words): # What comes after `ivgr`
+    "A command in two processes that know of each other"
+    return [Forked(f"{said}-{env['RANK']}", _command, [str(w) for w in words], **env) for env in _ranks()]
+
+def both(said, script, *words):
+    "Run a script of this folder in two processes that know of each other"
+    two = [Forked(said, _script, str(Path(__file__).parent/script), [str(w) for w in words], **env) for env in _ranks()]
     try:
         for p in two: p.finish()
     finally:

@@ -8,7 +8,7 @@ from ivgr.train.runs import whole_checkpoints
 
 from fault_server import FaultServer
 from conftest import FORKSERVER
-from forked import Forked,command
+from forked import Forked,command,pair
 
 COMMON = ["--max_steps", "4", "--save_steps", "1", "--per_device_train_batch_size", "2", "--n_rollouts", "3", "--max_new_tokens", "40",
           "--learning_rate", "1e-3", "--use_cpu", "true", "--save_total_limit", "1"]
@@ -70,6 +70,26 @@ def test_a_signal_saves_the_last_finished_step(name, exit_status, data, tmp_path
     start(data, tmp_path/"whole", *longer).finish()
     for file in ("model.safetensors", "archive.jsonl", "completions.jsonl"):
         assert (out/file).read_bytes()==(tmp_path/"whole"/file).read_bytes(), file
+
+@pytest.mark.parametrize("kind,who", [("train", (0, 1)), ("train", (1,)), ("train", (0,)), ("sft", (1,))])
+def test_two_processes_stop_together(kind, who, data, tmp_path):
+    "A signal to both or to one: both save the same step, wait for each other, and go on from there"
+    out = tmp_path/"run"
+    words = [kind, "--data", data, "--output_dir", out, "--use_cpu", "true", "--per_device_train_batch_size", "2", "--logging_steps", "1"]
+    words += ["--n_rollouts", "2", "--max_new_tokens", "30"] if kind=="train" else ["--policy", "tiny"]
+    two = pair(tmp_path/"log", *words, *LONG)
+    log = out/"metrics.jsonl"
+    while all(p.running() for p in two) and not (log.exists() and log.read_text().count("\n")>=2): time.sleep(.005)
+    for rank in who: two[rank].send(signal.SIGTERM)
+    saved = [p.end() for p in two]
+    last = whole_checkpoints(out)[-1]
+    assert [status for status,_ in saved]==[143, 143], saved
+    for _,text in saved: assert f"stopped by SIGTERM; go on with --resume, from {last.name}" in text and "Traceback" not in text, text
+    assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"}<={p.name for p in last.iterdir()}
+    if who==(1,): # what they do next is what they would have done
+        step = int(last.name.split("-")[1])
+        for p in pair(tmp_path/"again", *words, "--max_steps", step+1, "--save_steps", "1000", "--resume"): p.finish()
+        assert len(log.read_text().splitlines())==step+1
 
 def test_a_cold_start_saves_too(tmp_path):
     write_needle(tmp_path/"data", "train", 12, progress=False)
