@@ -33,8 +33,8 @@ def render():
         shutil.move(PAGES/'_docs', SITE)
         return 'Quarto'
     if importlib.util.find_spec('smalldocs') is None:
-        said = 'The pages are in _proc/, not rendered: that takes Quarto, or Python 3.11 and `pip install smalldocs`.'
-        sys.exit(said if sys.version_info>=(3, 11) else print(said))  # no failure where smalldocs can't be installed
+        print('The pages are in _proc/, not rendered: that takes Quarto, or Python 3.11 and `pip install smalldocs`.')
+        sys.exit(sys.version_info>=(3, 11))  # no failure where it can't be installed
     r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '.'], cwd=PAGES, capture_output=True, text=True)
     said = [l for l in r.stderr.splitlines() if not re.search(f'output-file is not read|{UNREAD}|broken link', l)]
     if r.returncode: sys.exit('\n'.join(said))
