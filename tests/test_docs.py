@@ -145,7 +145,7 @@ def test_the_website_has_what_its_settings_name():
     assert (ROOT/site['repo-subdir']).is_dir() and set(html['theme'])=={'light', 'dark'} and html['html-math-method']=='mathml'
     assert (ROOT/'nbs/404.qmd').exists() and (ROOT/'nbs'/html['css']).exists()
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name=='tutorials'], ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name=='tutorials' and 'code' in {c['cell_type'] for c,_ in cells(p)}], ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
 def test_a_tutorial_opens_in_colab(path):
     "With a badge, and a cell that installs the package where it is missing"
     text = '\n'.join(s for _,s in cells(path))

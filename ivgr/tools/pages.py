@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 # %% ../../nbs/tools/pages.ipynb #ef221195
-WIDTH = 83  # Columns of code that fit on a page
+WIDTH = 80  # Columns of code that fit on a page
 
 def _comment_starts(lines: list[str])->dict[int, int]:
     "Column at which the comment of each line begins"
@@ -73,11 +73,12 @@ def _broken(line: str)->list[str]:
     return breaker.wrap(line)
 
 def signature(
-    source: list[str],  # Lines of a cell
-    node: ast.AST,      # A function in it
-)->list[str]:           # Lines of code
+    source: list[str],   # Lines of a cell
+    node: ast.AST,       # A function in it
+    width: int = WIDTH,  # Columns
+)->list[str]:            # Lines of code
     "How a function is called"
-    lines = fit_comments(_header(source, node))
+    lines = fit_comments(_header(source, node), width)
     return _broken(lines[0]) if len(lines) == 1 else lines
 
 # %% ../../nbs/tools/pages.ipynb #db0c2478
@@ -97,7 +98,7 @@ def _method(source: list[str], node: ast.FunctionDef)->list[str]:
     "Head of a method, and what it does"
     decorators = [ast.unparse(d) for d in node.decorator_list]
     lines = [f"@{d}" for d in decorators if d in SHOWN]
-    lines += signature(source, node)
+    lines += signature(source, node, WIDTH - 4)
     said = textwrap.wrap(_first_line(node), WIDTH - 10)
     return lines + [f"    # {line}" for line in said]
 
@@ -268,7 +269,7 @@ class ApiBlocks:
         "Functions and classes of a cell"
         return [node for node in ast.parse(cell.source).body if isinstance(node, DEFINITIONS)]
 
-    def after_introduction(self, cells: list[Any])->int|None:  # Of the page; None: there is something to look at
+    def after_introduction(self, cells: list[Any])->int|None:  # Of the page; None: no place
         "Where the table of names goes"
         for place, cell in enumerate(cells):
             if cell.cell_type == "markdown" and not cell.source.startswith("<!--"):
