@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'GOALS', 'Lesson', 'teach', 'read_places', 'measure_start', 'missed_goals', 'measure_splits',
            'make_shipped']
 
-# %% ../../nbs/studies/shipped.ipynb #25313c7b
+# %% ../../nbs/studies/shipped.ipynb #38e62655
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ..policy import Policy, load_policy, save_policy
 from ..train.failures import Failures, write_demonstrations
 from ..train.sft import ColdStartConfig, cold_start
 
-# %% ../../nbs/studies/shipped.ipynb #96df5e56
+# %% ../../nbs/studies/shipped.ipynb #04e98444
 @dataclass(frozen=True)
 class Lesson:
     "Demonstrations, and how they are learned"
@@ -36,16 +36,21 @@ class Lesson:
     settings: dict[str, Any]        # Of `ColdStartConfig`
     failures: Failures = Failures() # What the demonstrations get wrong
 
+_LINEAR: dict[str, Any] = dict(lr_scheduler_type="linear", textual_share=.5)
+
 RECIPES = dict(
     base=Lesson(
-        NeedleConfig(relations=.3, named=.6), n=24000, seed=100, questions=5,
+        NeedleConfig(objects=2, relations=.3, choices=.5, named=0.), n=24000, seed=100, questions=5,
         settings=dict(max_steps=3250)),
+    words=Lesson(
+        NeedleConfig(relations=.1, named=.6), n=12000, seed=102, questions=5, failures=Failures(crops=.1),
+        settings=dict(max_steps=1500, learning_rate=1e-3, **_LINEAR)),
     start=Lesson(
-        NeedleConfig(), n=6400, seed=101, questions=5, failures=Failures(wrong_look=.5, crops=.1),
-        settings=dict(max_steps=400, learning_rate=3e-4, lr_scheduler_type="linear", textual_share=.5)),
+        NeedleConfig(), n=4000, seed=101, questions=5, failures=Failures(wrong_look=.67, crops=.1),
+        settings=dict(max_steps=400, learning_rate=1e-3, **_LINEAR)),
     mistaken=Lesson(
-        NeedleConfig(relations=1.), n=6400, seed=102, questions=5, failures=Failures(mistaken=.6),
-        settings=dict(max_steps=400, learning_rate=3e-4, lr_scheduler_type="linear", textual_share=.5)))
+        NeedleConfig(relations=1.), n=4000, seed=103, questions=5, failures=Failures(mistaken=.6),
+        settings=dict(max_steps=400, learning_rate=1e-3, **_LINEAR)))
 
 def teach(
     out: str|Path,         # Directory of all lessons
@@ -66,7 +71,7 @@ def teach(
     cold_start(args, resume=run.exists(), progress=progress)
     return run
 
-# %% ../../nbs/studies/shipped.ipynb #1425ded9
+# %% ../../nbs/studies/shipped.ipynb #77e9b316
 GOALS = {
     "textual/format": (.98, 1),                  # both streams reason in full ...
     "grounded/format": (.98, 1),
@@ -124,7 +129,7 @@ def missed_goals(
             lines.append(f"{name} is {values[name]:.3f}, the goal is {low:g} to {high:g}")
     return lines
 
-# %% ../../nbs/studies/shipped.ipynb #17fbed1c
+# %% ../../nbs/studies/shipped.ipynb #77434987
 def measure_splits(
     policy: Policy,        # Who answers
     out: Path,             # Directory of all lessons; gets the scenes
@@ -147,7 +152,8 @@ def make_shipped(
     "Make the shipped policy from nothing; put it into the package where it misses no goal"
     out = Path(out)
     base = teach(out, "base", RECIPES["base"], progress=progress)
-    start = teach(out, "start", RECIPES["start"], str(base), progress)
+    words = teach(out, "words", RECIPES["words"], str(base), progress)
+    start = teach(out, "start", RECIPES["start"], str(words), progress)
     policy = load_policy(start)
     rows = measure_splits(policy, out, dict(validation=1024), progress)
     missed = missed_goals(rows[0])
