@@ -666,6 +666,7 @@ def _evaluate_policy(
     from ivgr.evaluate.ask import evaluate, read_modes
     from ivgr.evaluate.leaderboard import benchmark_report, box_notes, evaluate_into
     from ivgr.evaluate.leaderboard import load_samples, unusable_rows, write_report
+    from ivgr.train.tiny import check_letters
     rules = read_rules(flags.answer_rules)
     modes = read_modes(flags.modes)
     samples = load_samples(flags.benchmark, flags.data, flags.split, flags.n)
@@ -673,6 +674,8 @@ def _evaluate_policy(
         warn_unmatched(rules, samples.whole.labels)
     unusable = unusable_rows(samples, flags.check, flags.strict)
     policy = _load_wanted(flags)
+    if not flags.benchmark:
+        check_letters(policy, samples.whole.labels)
     sampling = {name: getattr(flags, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")}
     asked = dict(modes=list(modes), n=flags.replies) | sampling | dict(rules=rules)
     if flags.out:

@@ -22,6 +22,7 @@ from ..serve.rollouts import RolloutConfig, RolloutServer
 from .runs import RunLog, advising, fingerprint, locked, prepare_run_dir, report_folder
 from .settings import absolute, load_base, make_trainable
 from .stops import STOPS, naming_files
+from .tiny import check_letters
 from ..trainer import DualStreamConfig, DualStreamTrainer
 
 # %% ../../nbs/train/rl.ipynb #bbc34416
@@ -76,6 +77,7 @@ def _rows_to_train_on(args, samples, progress):
 
 def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class):
     policy = make_trainable(load_base(args), args, args.beta)
+    check_letters(policy, Samples(args.data).labels)
     judge = make_judge(args.judge, policy, endpoint)
     sampler = RolloutServer(rollouts, Path(args.output_dir)/"adapters") if rollouts else None
     args.disable_tqdm = True  # RunLog shows our own bar
