@@ -39,13 +39,13 @@ LETTERS = "ABCD"
 class NeedleConfig:
     "How hard needle scenes are"
     size: int = 96          # Side of the square image, in pixels
-    objects: int = 2        # Tiles in a scene, at most one of each colour
+    objects: int = 3        # Tiles in a scene, at most one of each colour
     tile_min: int = 18      # Shortest side of a tile, in pixels
     tile_max: int = 28      # Longest side of a tile, in pixels
     clutter: int = 0        # Grey specks that no question is about
-    relations: float = 0.3  # Share of relation questions; the others ask for an attribute
-    choices: float = 0.5    # Share of questions with options that have letters
-    named: float = 0.       # Share of attribute questions without letters that name two options in words
+    relations: float = 0.   # Share of relation questions; the others ask for an attribute
+    choices: float = 0.     # Share of questions with options that have letters
+    named: float = 1.       # Share of attribute questions without letters that name two options in words
     wrong_answers: float = 0.  # Share of training questions whose answer column is wrong
 
     def __post_init__(self):
