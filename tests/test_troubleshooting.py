@@ -12,7 +12,8 @@ from ivgr.train.rl import train
 from ivgr.trainer import DualStreamConfig
 
 ROOT = Path(__file__).parent.parent
-PAGE = "\n".join("".join(c["source"]) for c in json.loads((ROOT/"nbs/tutorials/troubleshooting.ipynb").read_text())["cells"])
+CELLS = json.loads((ROOT/"nbs/tutorials/troubleshooting.ipynb").read_text())["cells"]
+PAGE = "\n".join("".join(c["source"]) for c in CELLS if c["cell_type"]=="markdown")
 CODE = re.findall(r"`([^`\n]+)`", PAGE)
 SINGLE = {"zero_variance_groups", "skipped_steps", "grad_norm", "learning_rate"}
 
