@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'JUDGE_NAMES', 'COMPARED', 'LONGEST_TEXT', 'LABELS', 'RUBRIC', 'ANSWER_RUBRIC', 'RUBRICS', 'SPECIAL_TOKEN',
-           'Pair', 'Judge', 'nearest', 'without_boxes', 'text_fault', 'check_pairs', 'ask_judge', 'Facts',
-           'merge_facts', 'read_facts', 'possible', 'contradicts', 'has_facts', 'says_more', 'rubric_score', 'facts_of',
-           'RubricJudge', 'pair_json', 'judge_messages', 'read_letter', 'read_label', 'mean_score', 'expected_score']
+           'Pair', 'Judge', 'nearest', 'text_fault', 'check_pairs', 'ask_judge', 'possible', 'contradicts', 'has_facts',
+           'says_more', 'rubric_score', 'facts_of', 'RubricJudge', 'pair_json', 'judge_messages', 'read_letter',
+           'read_label', 'mean_score', 'expected_score']
 
 # %% ../nbs/05_judge.ipynb #3766413d
 import json
@@ -16,13 +16,12 @@ import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple, Protocol
 
 from .core import InputError, is_number
-from .needle import COLOURS, COLUMNS, ROWS
+from .data.sentences import Facts, merge_facts, named_tiles, read_facts, without_boxes
 
 # %% ../nbs/05_judge.ipynb #2ad7d8a5
 SCORES = (0., .3, .7, 1.)  # contradicts; missing and extra; missing or extra; says the same
@@ -60,13 +59,6 @@ def nearest(
 # %% ../nbs/05_judge.ipynb #jfault02
 LONGEST_TEXT = 50_000  # characters; more than any reasoning needs
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_BOX = re.compile(r"\s?<box>[^<]*</box>\s?")
-
-def without_boxes(
-    text: str,  # Reasoning
-) -> str:       # The text without box tags and what they hold
-    "What is said apart from coordinates"
-    return _BOX.sub(" ", text)
 
 def text_fault(
     text: str,    # Of a candidate
@@ -114,192 +106,6 @@ def ask_judge(
     asked = [pair for pair, fault in zip(pairs, faults) if fault is None]
     scores = iter(_checked_scores(judge, asked))
     return [next(scores) if fault is None else 0. for fault in faults]
-
-# %% ../nbs/05_judge.ipynb #8efb110b
-class Facts(NamedTuple):
-    "What a text says of the image"
-    objects: frozenset = frozenset()    # Every tile that is named, by its colour
-    regions: frozenset = frozenset()    # (tile, region), e.g. `("red", "upper left")`
-    tops: frozenset = frozenset()       # (tile, colour of its upper half)
-    relations: frozenset = frozenset()  # (axis, first, second): left of (`x`) or above (`y`)
-    denied: frozenset = frozenset()     # (kind, fact): what is said not to be so
-    unread: frozenset = frozenset()     # Sentences that could not be read
-
-def merge_facts(
-    *parts: Facts,  # Of several texts or sentences
-) -> Facts:
-    "All facts together"
-    return Facts(*(frozenset().union(*kind) for kind in zip(Facts(), *parts)))
-
-# %% ../nbs/05_judge.ipynb #9502d69d
-_COLOUR = f"(?:{'|'.join(COLOURS)})"
-_PLACE = f"(?:{'|'.join(ROWS)}) (?:{'|'.join(COLUMNS)})"
-_NAMED = re.compile(rf"\b(?:the|an?|no) ({_COLOUR}) tiles?\b")
-
-_OTHER_WORDS = [(re.compile(pattern), plain) for pattern, plain in (
-    (r"n['’]t\b", " not"),
-    (r"\b(it|there)['’]s\b", r"\1 is"),
-    (rf"\b({_COLOUR}) one\b", r"\1 tile"),
-    (r"\b(?:(?:i|we) (?:can )?see|the image (?:shows|has)) (an?|no|the)\b", r"there is \1"),
-    (r"\bthere (?:is|are) not an?y?\b", "there is no"),
-    (r"\b(?:do|does) not have an?y?\b", "has no"),
-    (r"\bcenter\b", "centre"),
-    (r"\btop[ -](left|centre|right)\b", r"upper \1"),
-    (r"\bbottom[ -](left|centre|right)\b", r"lower \1"),
-    (rf"\b({_PLACE})(?: corner)?(?: of the image)?\b", r"\1"),
-    (rf"\b(?:is located|lies|sits) (?=in the {_PLACE})", "is "),
-    (rf"\b({_COLOUR} tile) in the ({_PLACE}) (?=has|is)", r"\1, in the \2, "),
-    (r"\b(?:to|on) the (left|right) of\b", r"\1 of"),
-    (rf"\bthe ({_COLOUR}) tile['’]s top\b", r"the top of the \1 tile"),
-    (rf"\bthe ({_COLOUR}) and (?:the )?({_COLOUR}) tiles\b", r"the \1 tile and the \2 tile"),
-    (rf"\b(with (?:an?|the|no) {_COLOUR} top)\b", r", \1,"),
-    (rf"^in the ({_PLACE}),? (?:there )?is ((?:the|an?|no) {_COLOUR} tile)\b", r"\2 is in the \1"),
-)]
-_BREAK = re.compile(r"[,:]|\b(?:and|but|while)\b|\b(?=(?:which|whose)\b)")
-_SAYS_NOTHING = re.compile(
-    r"(?:so|thus|therefore|then|now|first|next|finally|i see that"
-    r"|(?:let me (?:look|see)|i (?:look|see)|looking)(?: closely| again| at the (?:image|picture|scene))*"
-    r"|this is what the (?:image|picture|scene) shows)(?: |$)")
-_SUBJECT = re.compile(
-    r"(?:(?P<exists>there (?:is|are) )?(?P<top>the top of )?"
-    rf"(?P<no>no )?(?:the |an? )?(?P<tile>{_COLOUR}) tiles?"
-    r"|(?P<owner>its|whose|their|the) tops?|(?P<pronoun>it|which|they|both))(?: |$)")
-_PREDICATE = re.compile(
-    rf"(?:(?P<verb>is|are) )?(?P<is_not>not )?(?:in the (?P<region>{_PLACE})|(?P<colour>{_COLOUR})"
-    rf"|(?P<relation>left of|right of|above|below) (?:(?:the|an?) (?P<other>{_COLOUR}) tile|it))"
-    rf"|(?P<has>has|have|with) (?:(?P<has_no>no )|an? |the )?(?P<top>{_COLOUR}) tops?")
-
-def _sentences(text):
-    "Sentences in lower case with their closing sign, single spaces"
-    plain = " ".join(without_boxes(text.lower()).split())
-    sentences = [sentence.strip() for sentence in re.findall(r"[^.!?;]+[.!?;]?", plain)]
-    return [sentence for sentence in sentences if sentence.strip(".!?; ")]
-
-def _clauses(sentence):
-    "The clauses of a sentence in plain words, without those that say nothing of the image"
-    for pattern, plain in _OTHER_WORDS:
-        sentence = pattern.sub(plain, sentence)
-    clauses = [clause.strip() for clause in _BREAK.split(sentence.rstrip(".!?; "))]
-    return [clause for clause in (_SAYS_NOTHING.sub("", clause, 1).strip() for clause in clauses) if clause]
-
-# %% ../nbs/05_judge.ipynb #c1a00001
-@dataclass
-class _Focus:
-    "Whom a clause is about where it does not name anybody"
-    tiles: tuple = ()       # Of the last subject
-    is_top: bool = False    # The last subject was the top of the tile
-    latest: tuple = ()      # The tile that was named last
-    waiting: tuple = ()     # Tiles of this sentence without a predicate yet: "the red tile and ..."
-    has_stated: bool = False  # This sentence has had a predicate
-
-def _meant(subject, predicate, focus):
-    "The tiles that a clause is about; none where that is unclear"
-    if subject is None:
-        return focus.tiles
-    if subject["tile"]:
-        is_plural = predicate["verb"] == "are" or predicate["has"] == "have"
-        if focus.waiting and not is_plural:
-            return ()
-        return focus.waiting + (subject["tile"],)
-    word = subject["owner"] or subject["pronoun"]
-    if word in ("which", "whose"):
-        return focus.latest
-    is_plural = word in ("they", "their", "both")
-    return focus.tiles if is_plural == (len(focus.tiles) > 1) else ()
-
-def _mention(subject, focus):
-    "A clause that only names a tile; None: it is no such clause"
-    if subject is None or not subject["tile"] or subject["top"]:
-        return None
-    tile = subject["tile"]
-    focus.latest = (tile,)
-    if subject["no"]:
-        focus.tiles = ()
-        return Facts(denied=frozenset({("objects", tile)}))
-    focus.tiles = (tile,)
-    if not subject["exists"]:
-        focus.waiting += (tile,)
-    return Facts(frozenset({tile}))
-
-# %% ../nbs/05_judge.ipynb #c1a00002
-def _relation(tile, word, other):
-    "A relation as (axis, first, second)"
-    axis = "x" if word in ("left of", "right of") else "y"
-    if word in ("left of", "above"):
-        return axis, tile, other
-    return axis, other, tile
-
-def _stated(predicate, tiles, others):
-    "The kind of a predicate, and its fact about each tile"
-    if predicate["region"]:
-        return "regions", [(tile, predicate["region"]) for tile in tiles]
-    if predicate["relation"]:
-        return "relations", [_relation(tile, predicate["relation"], others[0]) for tile in tiles]
-    return "tops", [(tile, predicate["colour"] or predicate["top"]) for tile in tiles]
-
-def _others(predicate, focus):
-    "The second tile of a relation, which may be called 'it'"
-    if not predicate["relation"]:
-        return ()
-    return (predicate["other"],) if predicate["other"] else focus.tiles
-
-def _statement(subject, predicate, focus):
-    "A clause that states or denies something; None where subject and predicate don't fit"
-    tiles = _meant(subject, predicate, focus)
-    others = _others(predicate, focus)
-    is_top = bool(subject["top"] or subject["owner"]) if subject else focus.is_top
-    fits = is_top if predicate["colour"] else not (subject and is_top)
-    no_tile = bool(subject and subject["no"])
-    n_negations = no_tile + bool(predicate["is_not"]) + bool(predicate["has_no"])
-    is_clear = len(others) == bool(predicate["relation"]) and n_negations < 2
-    if not tiles or not fits or not is_clear:
-        return None
-    kind, facts = _stated(predicate, tiles, others)
-    focus.tiles = () if no_tile else tiles
-    focus.is_top = is_top
-    focus.latest = others or tiles[-1:]
-    focus.waiting = ()
-    focus.has_stated = True
-    objects = frozenset(focus.tiles + others)
-    if n_negations:
-        return Facts(objects, denied=frozenset((kind, fact) for fact in facts))
-    return Facts(objects)._replace(**{kind: frozenset(facts)})
-
-# %% ../nbs/05_judge.ipynb #841e922b
-def _clause_facts(clause, focus):
-    "The facts of one clause; None where it can't be read"
-    subject = _SUBJECT.match(clause)
-    rest = clause[subject.end():] if subject else clause
-    if not rest:
-        return _mention(subject, focus)
-    predicate = _PREDICATE.fullmatch(rest)
-    return _statement(subject, predicate, focus) if predicate else None
-
-def _sentence_facts(sentence, focus):
-    "The facts of one sentence; a question states nothing"
-    focus.is_top = False
-    focus.waiting = ()
-    focus.has_stated = False
-    named = tuple(_NAMED.findall(sentence))[:1]
-    if sentence.endswith("?"):
-        focus.tiles = named or focus.tiles
-        return Facts()
-    parts = [_clause_facts(clause, focus) for clause in _clauses(sentence)]
-    is_unfinished = focus.has_stated and focus.waiting
-    if None in parts or is_unfinished:
-        focus.tiles = named or focus.tiles
-        return Facts(unread=frozenset({sentence}))
-    return merge_facts(*parts)
-
-def read_facts(
-    text: str,               # Reasoning in the needle grammar, with or without boxes
-    about: str|None = None,  # The tile that "its" means until the text has named one
-) -> Facts:                  # With the sentences that were not understood
-    "Read every statement of the needle grammar in a text"
-    if not isinstance(text, str):
-        raise InputError(f"can read facts from text only, got {text!r}")
-    focus = _Focus((about,) if about else ())
-    return merge_facts(*[_sentence_facts(sentence, focus) for sentence in _sentences(text)])
 
 # %% ../nbs/05_judge.ipynb #960aea12
 _CELLS = dict(upper=0, middle=1, lower=2, left=0, centre=1, right=2)
@@ -353,10 +159,6 @@ def _looks_of(facts, tiles):
     "Regions and tops of some tiles, without the tiles' names"
     return {look for tile, look in facts.regions | facts.tops if tile in tiles}
 
-def _named_in(sentences):
-    "The tiles that sentences name, whatever they say of them"
-    return set(_NAMED.findall(" ".join(sentences)))
-
 def contradicts(
     reference: Facts,  # Taken as true
     candidate: Facts,  # May be wrong
@@ -365,7 +167,7 @@ def contradicts(
     if not possible(merge_facts(reference, candidate)):
         return True
     invented = candidate.objects - reference.objects
-    omitted = reference.objects - candidate.objects - _named_in(candidate.unread)
+    omitted = reference.objects - candidate.objects - set(named_tiles(" ".join(candidate.unread)))
     mistaken = _looks_of(candidate, invented) & _looks_of(reference, omitted)
     return bool(mistaken)
 
@@ -424,7 +226,7 @@ def facts_of(
     text: str,      # A reasoning about it
 ) -> Facts:
     "What a reasoning says of the image"
-    tiles = set(_NAMED.findall(question.lower()))
+    tiles = set(named_tiles(question))
     about = next(iter(tiles)) if len(tiles) == 1 else None
     return _read_once(text, about)
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import assume,given,strategies as st
 
 from ivgr.core import InputError
-from ivgr.judge import SCORES, Facts, Pair, RubricJudge, ask_judge, contradicts, possible, read_facts, rubric_score
+from ivgr.data.sentences import Facts, read_facts
+from ivgr.judge import SCORES, Pair, RubricJudge, ask_judge, contradicts, possible, rubric_score
 
 pytestmark = pytest.mark.filterwarnings("ignore:THE RUBRIC JUDGE")
 

@@ -9,7 +9,8 @@ from ivgr.core import InputError
 from ivgr.needle import NeedleConfig
 from ivgr.evaluate.statistics import wilson
 from ivgr.evaluate.judge_check import NoisyJudge
-from ivgr.judge import SCORES, RubricJudge, read_facts
+from ivgr.data.sentences import read_facts
+from ivgr.judge import SCORES, RubricJudge
 from ivgr.evaluate.judge_check import PAIR_KINDS, check, draw_confusion, judge_check, make_pairs, judge_report
 
 MANY = make_pairs(1800)

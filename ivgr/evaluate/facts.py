@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..judge import Facts, facts_of, rubric_score, says_more
+from ..data.sentences import Facts
+from ..judge import facts_of, rubric_score, says_more
 from ..needle import region
 
 # %% ../../nbs/evaluate/facts.ipynb #39d0a6a5

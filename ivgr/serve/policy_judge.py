@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..core import InputError
+from ..data.sentences import without_boxes
 from ivgr.judge import (
-    JUDGE_NAMES, LABELS, Judge, Pair, RubricJudge, check_pairs, mean_score, pair_json, without_boxes,
+    JUDGE_NAMES, LABELS, Judge, Pair, RubricJudge, check_pairs, mean_score, pair_json,
 )
 from ..policy import Policy, frozen_base
 from .endpoint import EndpointConfig, EndpointJudge

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from ..core import Group, Stream
 from ..data.samples import Samples
+from ..data.sentences import Facts
 from ..evaluate.facts import FACT_KINDS, count_facts
 from ..evaluate.statistics import IOU_BINS, wilson
-from ..judge import SCORES, Facts, facts_of, rubric_score
+from ..judge import SCORES, facts_of, rubric_score
 from ..prompts import parse
 from ..trainer import DualStreamTrainer
 
