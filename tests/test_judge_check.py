@@ -27,7 +27,7 @@ def test_the_rubric_judge_is_right_about_every_pair(cfg, split):
 
 @pytest.mark.parametrize("cfg", CONFIGS, ids=str)
 def test_each_kind_is_what_its_name_says(cfg):
-    for kind,(_,reference,candidate),_ in make_pairs(180, cfg, seed=5):
+    for kind,(_,reference,candidate,_),_ in make_pairs(180, cfg, seed=5):
         r,c = read_facts(reference),read_facts(candidate)
         missing,extra = (set().union(*(a-b for a,b in zip(x, y))) for x,y in ((r, c), (c, r)))
         assert candidate!=reference and "<box>" not in candidate

@@ -299,10 +299,11 @@ class NoisyJudge:
     ) -> list[float|None]:      # One score per pair; `None`: missing
         "Score every pair, some of them wrongly"
         scores = self.judge(pairs)
-        return [self._spoil(tuple(pair), score) for pair, score in zip(pairs, scores)]
+        texts = [(pair.question, pair.reference, pair.candidate) for pair in pairs]
+        return [self._spoil(three, score) for three, score in zip(texts, scores)]
 
-    def _spoil(self, pair, score):
-        rng = rng_for(self.seed, "noise", *pair)
+    def _spoil(self, texts, score):
+        rng = rng_for(self.seed, "noise", *texts)
         if score is None or rng.random() < self.missing:
             return None
         if rng.random() >= self.rate:
