@@ -1,8 +1,9 @@
-"""What `ivgr merge` writes, in the hands of others: `transformers serve`, and its AutoProcessor where torchvision is installed."""
+"""What `ivgr merge` writes, in the hands of others: `transformers serve`, with a processor that can do without torchvision, and the plain
+AutoProcessor where torchvision is installed."""
 import base64,importlib.util,json,urllib.request
 
 import pytest,torch
-from test_serve import READER,START,serving
+from test_serve import READER,serving
 from transformers import AutoModelForImageTextToText,AutoProcessor
 from transformers.utils.import_utils import is_serve_available
 
@@ -60,7 +61,7 @@ def test_plain_transformers_gives_the_same_replies(folder, replies):
 def test_transformers_serve_gives_the_same_replies(folder, replies, monkeypatch):
     "As the page on serving has it: a chat request with the image as a data URL; the reasoning comes in a field of its own"
     monkeypatch.setenv("NO_PROXY", "*")
-    with serving(folder, model="merged", start=START if HAS_TORCHVISION else READER) as (url, log):
+    with serving(folder, model="merged", start=READER) as (url, log):
         for sample,rollout in replies:
             image = "data:image/png;base64,"+base64.b64encode(open(sample.images[0], "rb").read()).decode()
             content = [dict(type="image_url", image_url=dict(url=image)), dict(type="text", text=text_of(folder, sample, rollout.stream))]
