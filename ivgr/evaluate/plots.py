@@ -77,7 +77,11 @@ def _hide_frame(ax):
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../../nbs/evaluate/plots.ipynb #738792b7
-_KINDS = {(0, 1): "gained", (1, 1): "kept", (1, 0): "lost", (0, 0): "wrong both times"}  # Accuracy before, after
+_KINDS = {  # Accuracy before and after
+    (0, 1): "gained",
+    (1, 1): "kept",
+    (1, 0): "lost",
+    (0, 0): "wrong both times"}
 _SHOWN = dict(gained=2, kept=1, lost=1)  # How many of a kind are drawn
 
 class Change(NamedTuple):
@@ -133,8 +137,10 @@ def compare_words(
     for start_old, start_new, n in SequenceMatcher(None, old_words, new_words, False).get_matching_blocks():
         same_old.update(range(start_old, start_old + n))
         same_new.update(range(start_new, start_new + n))
-    return ([Word(text, i not in same_old) for i, text in enumerate(old_words)],
-            [Word(text, i not in same_new) for i, text in enumerate(new_words)])
+    return _marked(old_words, same_old), _marked(new_words, same_new)
+
+def _marked(words, same):
+    return [Word(text, i not in same) for i, text in enumerate(words)]
 
 # %% ../../nbs/evaluate/plots.ipynb #73953775
 _TRUE_BOX: dict[str, Any] = dict(color=_INK, lw=1.8)
@@ -203,13 +209,18 @@ def _lines_of(
         broken[-1].append(Word("…", False))
     return broken
 
+def _text_area(text, size, **style):
+    return TextArea(text, textprops=dict(size=size, parse_math=False, **style))
+
 def _text_line(words, colour, size):
     "One line of words, the changed ones in colour"
     areas = []
     for changed, run in groupby(words, key=lambda word: word.changed):
-        style = dict(color=colour if changed else _INK, weight="bold" if changed else "normal")
+        style = dict(color=_INK, weight="normal")
+        if changed:
+            style = dict(color=colour, weight="bold")
         text = " ".join(word.text for word in run)
-        areas.append(TextArea(text, textprops=dict(size=size, parse_math=False, **style)))
+        areas.append(_text_area(text, size, **style))
     return HPacker(children=areas, pad=0, sep=.34 * size, align="baseline")
 
 def _reply_lines(name, row, words, width, size=11):
@@ -218,21 +229,23 @@ def _reply_lines(name, row, words, width, size=11):
     answer = "no answer"
     if row["answer"] is not None:
         answer = textwrap.shorten(row["answer"], width - 10, placeholder=" …")
-    head = TextArea(f"{sign} {name}: {answer}", textprops=dict(size=size, weight="bold", color=colour,
-                                                              parse_math=False))
-    return [head, *(_text_line(line, colour, size) for line in _lines_of(words, width, 4))]
+    head = _text_area(f"{sign} {name}: {answer}", size, color=colour, weight="bold")
+    lines = [_text_line(line, colour, size) for line in _lines_of(words, width, 4)]
+    return [head, *lines]
 
 def _draw_change(ax, change, width=36):
     "Both replies in words, with what changed in colour"
     ax.set_axis_off()
-    texts = [reasoning_text(row["text"]) for row in (change.before, change.after)]
-    old, new = compare_words(*texts)
-    gap = TextArea(" ", textprops=dict(size=3))
-    lines = [*_reply_lines("before", change.before, old, width), gap,
-             *_reply_lines("after", change.after, new, width)]
-    block = VPacker(children=lines, pad=0, sep=2.5)
-    ax.add_artist(AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0, frameon=False,
-                                    bbox_to_anchor=(0, 1), bbox_transform=ax.transAxes))
+    old_text = reasoning_text(change.before["text"])
+    new_text = reasoning_text(change.after["text"])
+    old, new = compare_words(old_text, new_text)
+    old_lines = _reply_lines("before", change.before, old, width)
+    new_lines = _reply_lines("after", change.after, new, width)
+    gap = _text_area(" ", 3)
+    block = VPacker(children=[*old_lines, gap, *new_lines], pad=0, sep=2.5)
+    box = AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0, frameon=False,
+                            bbox_to_anchor=(0, 1), bbox_transform=ax.transAxes)
+    ax.add_artist(box)
 
 # %% ../../nbs/evaluate/plots.ipynb #439ec400
 def _rule_text(changes):
