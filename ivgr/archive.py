@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 from fastcore.basics import patch
 
-from .boxes import is_four_numbers
+from .boxes import box_rewards, is_four_numbers
 from .core import Group, InputError, Rollout, Stream, is_number, write_atomic
 from .data.answers import answer_accuracy
 from .judge import SCORES, Judge, Pair, ask_judge, nearest, text_fault
-from .rewards import UNPAIRED_WEIGHTS, Accuracy, answer_of, base_rewards, totals
+from .rewards import WEIGHTS, Accuracy, BoxRewards, answer_of, base_rewards, stream_weights, totals
 
 # %% ../nbs/06_archive.ipynb #763abe0e
 def _is_text(value): return isinstance(value, str)
@@ -230,15 +230,16 @@ def judge_reasonings(
 def add_base_rewards(
     group: Group,                           # Rollouts parsed; `frame` and `image_size` set
     accuracy: Accuracy = answer_accuracy,   # Decides whether an answer is right
+    boxes: BoxRewards = box_rewards,        # How boxes are compared
 ) -> None:
     "Give every rollout a reward with the parts that need nothing else"
-    rewards = base_rewards(group.rollouts, group.sample, group.frame, group.image_size, accuracy)
+    rewards = base_rewards(group.rollouts, group.sample, group.frame, group.image_size, accuracy, boxes)
     for rollout, reward in zip(group.rollouts, rewards):
         rollout.reward = reward
 
 def add_totals(
     group: Group,                              # Its rollouts have all their parts
-    weights: Mapping[str, float]|None = None,  # Of the paired streams; the paper's by default
+    weights: Mapping[str, float]|None = None,  # That differ from the paper's, see `stream_weights`
 ) -> None:
     "Fill in the total of every reward, stream by stream (paper: R_b, R_t)"
     parts = {name for rollout in group.rollouts for name in rollout.reward.parts}
@@ -246,8 +247,9 @@ def add_totals(
         rollouts = group.of(stream)
         if not rollouts:
             continue
-        stream_weights = UNPAIRED_WEIGHTS if stream == Stream.UNPAIRED else weights
-        values = totals([rollout.reward for rollout in rollouts], stream_weights, parts)
+        of_stream = stream_weights(stream, weights)
+        known = of_stream if stream == Stream.UNPAIRED else parts
+        values = totals([rollout.reward for rollout in rollouts], of_stream, known)
         for rollout, value in zip(rollouts, values.tolist()):
             rollout.reward.total = value
 
@@ -256,16 +258,20 @@ def score_groups(
     archive: Archive,                            # Updated with the batch's grounded rollouts first
     judge: Judge|None,                           # Called in each process; None: no consistency term
     batch: int,                                  # Its number (the trainer counts from 0), for ages
-    weights: Mapping[str, float]|None = None,    # Of the parts in the paired streams; the paper's by default
+    weights: Mapping[str, float]|None = None,    # That differ from the paper's, see `stream_weights`
     accuracy: Accuracy = answer_accuracy,        # Decides whether an answer is right
     gather: Callable[[Sequence], list] = list,   # Joins the lists of several processes, in one order
+    add_parts: Callable[[Sequence[Group]], Any]|None = None,  # Adds or changes parts, when all are there
+    boxes: BoxRewards = box_rewards,             # How boxes are compared
 ) -> dict[str, float]:                           # Numbers for the log, e.g. `textual/accuracy`
     "Fill in the reward of every rollout, in the paper's order"
     for group in groups:
-        add_base_rewards(group, accuracy)
+        add_base_rewards(group, accuracy, boxes)
     scores = judge_answers(groups, judge)
     updates = sum(archive.update(group, batch) for group in gather(groups))
     scores += judge_reasonings(groups, archive, judge)
+    if add_parts is not None:
+        add_parts(groups)
     for group in groups:  # every part is known now
         add_totals(group, weights)
     groups = gather(groups)
@@ -316,12 +322,13 @@ def _stream_stats(stream, rollouts):
     return stats | _added_parts(stream, rewards)
 
 def _added_parts(stream, rewards):
-    "The means of parts that are not the paper's"
-    names = dict.fromkeys(name for reward in rewards for name in reward.parts)
+    "The means of parts that are not the paper's, and the share of rollouts in which each is missing"
+    names = dict.fromkeys(name for reward in rewards for name in reward.parts if name not in WEIGHTS)
     stats = {}
     for name in names:
-        if name not in ("format", "accuracy", "box", "consistency"):
-            stats |= _mean(f"{stream}/{name}", [reward.parts.get(name) for reward in rewards])
+        values = [reward.parts.get(name) for reward in rewards]
+        stats |= _mean(f"{stream}/reward/{name}", values)
+        stats |= _mean(f"{stream}/reward/{name}_missing", [value is None for value in values])
     return stats
 
 def reward_stats(

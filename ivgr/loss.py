@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIP_LOW', 'CLIP_HIGH', 'DUAL_CLIP', 'MAX_LOG_RATIO', 'group_advantages', 'ClipBounds', 'clip_bounds',
-           'clipped_surrogate', 'k3_kl', 'importance_weights', 'check_loss_settings', 'policy_loss']
+           'clipped_surrogate', 'k3_kl', 'importance_weights', 'check_loss_settings', 'rollout_mean', 'policy_loss']
 
 # %% ../nbs/07_loss.ipynb #160d9162
 import math
@@ -177,6 +177,17 @@ def _clip_stats(log_ratio: Tensor, A: Tensor, bounds: ClipBounds) -> dict[str, T
         ratio=log_ratio.clamp(max=MAX_LOG_RATIO).exp(),
     )
 
+# %% ../nbs/07_loss.ipynb #8aadaba7
+def rollout_mean(
+    values: Tensor,  # `(tokens,)`: those of the mask, rollout by rollout
+    mask: Tensor,    # `(R, T)`
+) -> Tensor:         # `(tokens,)`
+    "Give each token the mean over its rollout"
+    rows = mask.nonzero()[:, 0]
+    sums = values.new_zeros(len(mask)).index_add(0, rows, values)
+    means = sums / mask.sum(1).clamp(min=1)
+    return means[rows]
+
 # %% ../nbs/07_loss.ipynb #5821bc9e
 def policy_loss(
     logp: Tensor,                    # `(R, T)`: log-probability of each token under the policy in training
@@ -190,6 +201,7 @@ def policy_loss(
     beta: float = 0.,                # Weight of the KL penalty; 0: none, so no `ref_logp` is needed
     n_tokens: int | Tensor | None = None,  # Divides the sum: tokens of the whole batch; None: of this mask
     weights: Tensor | None = None,   # `(R, T)`: of each token's loss, see `importance_weights`; None: 1
+    per_rollout: bool = False,       # One ratio for each rollout, the geometric mean of its tokens' (GSPO)
 ) -> tuple[Tensor, dict[str, Tensor]]:    # Scalar loss, and scalar stats without gradient
     "Clipped surrogate plus KL penalty, a mean over tokens (paper: L); tensors that do not fit are refused"
     check_loss_settings(clip_low, clip_high, dual_clip, beta)
@@ -201,6 +213,8 @@ def policy_loss(
     mask = mask.bool()
     logp = _at_least_float32(logp[mask])  # from here on `(tokens,)`
     log_ratio = logp - _at_least_float32(old_logp[mask]).detach()
+    if per_rollout:
+        log_ratio = rollout_mean(log_ratio, mask)
     A = advantages.detach().to(log_ratio.dtype)[:, None].expand(mask.shape)[mask]
     loss = clipped_surrogate(log_ratio, A, clip_low, clip_high, dual_clip)
     stats = _clip_stats(log_ratio.detach(), A, clip_bounds(clip_low, clip_high, dual_clip))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ivgr.loss import group_advantages, importance_weights, policy_loss
+from ivgr.train.objectives import batch_deviation, centred_advantages, divisors, part_advantages, reply_weights
 
 trl = pytest.importorskip('trl', minversion='1.16', reason="TRL is the oracle here, and is needed for this test only")
 
@@ -167,3 +168,64 @@ def test_same_step_of_a_real_model(trainer, monkeypatch):
     params = list(model.parameters())
     for p,q in zip(torch.autograd.grad(loss, params), torch.autograd.grad(want, params)):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+# --- what is off by default -----------------------------------------------------------------------------------------
+
+def divided(objective, b, longest):
+    "Our loss under another objective; both streams are one here, as in TRL"
+    over = divisors(objective, dict(textual=int(b['mask'].sum())), len(b['logp']), longest)
+    weights = reply_weights(b['mask'], torch.float64) if objective=='replies' else None
+    return dict(n_tokens=next(iter(over.values())), weights=weights)
+
+
+@pytest.mark.parametrize('per_rollout', [False, True])
+@pytest.mark.parametrize('objective,loss_type', [('tokens', 'dapo'), ('replies', 'grpo'), ('constant', 'dr_grpo')])
+@pytest.mark.parametrize('setting', SETTINGS, ids=str)
+def test_same_objectives_and_ratios(trainer, monkeypatch, setting, objective, loss_type, per_rollout):
+    b = tensors(spread=.5)
+    monkeypatch.setattr(trainer, 'importance_sampling_level', 'sequence' if per_rollout else 'token')
+    want,want_grad,_ = theirs(trainer, monkeypatch, b, **setting, loss_type=loss_type)
+    loss,grad,_ = ours(b, **setting, **divided(objective, b, trainer.max_completion_length), per_rollout=per_rollout)
+    close(loss, want)
+    close(grad, want_grad)
+    for other in {'tokens', 'replies', 'constant'}-{objective}:
+        assert not torch.allclose(grad, ours(b, **setting, **divided(other, b, trainer.max_completion_length), per_rollout=per_rollout)[1])
+    assert not torch.allclose(grad, ours(b, **setting, **divided(objective, b, trainer.max_completion_length), per_rollout=not per_rollout)[1])
+
+
+def test_same_centred_advantages(trainer, monkeypatch):
+    monkeypatch.setattr(trainer, 'scale_rewards', 'none')
+    rewards = torch.tensor([[2.7,1.3,0.,3.],[.1,.2,.3,4.]])
+    torch.testing.assert_close(centred_advantages(rewards), generate(trainer, rewards)['advantages'].view(-1, N))
+
+
+def test_same_advantages_part_by_part(trainer, monkeypatch):
+    "GDPO; two reward functions, one after the other"
+    parts = torch.tensor([[[2.7,1.3,0.,3.],[.1,.2,.3,4.]], [[1.,0.,0.,1.],[1.,1.,1.,1.]]])  # (K, P, N)
+    weights = torch.tensor([1., .3])
+    for name,value in dict(reward_funcs=trainer.reward_funcs*2, reward_func_names=['a', 'b'], reward_weights=weights,
+                           reward_processing_classes=[None]*2, multi_objective_aggregation='normalize_then_sum').items():
+        monkeypatch.setattr(trainer, name, value)
+    want = generate(trainer, parts)['advantages'].view(-1, N)
+    advantages = part_advantages(parts.permute(1, 2, 0), weights, eps=1e-4)
+    torch.testing.assert_close(advantages/batch_deviation(advantages.flatten().tolist(), eps=1e-4), want)
+    assert not torch.allclose(group_advantages((parts*weights[:,None,None]).sum(0), eps=1e-4), want, atol=.05)
+
+
+def test_same_loss_without_truncated_replies(trainer, monkeypatch):
+    monkeypatch.setattr(trainer, 'mask_truncated_completions', True)
+    rewards = torch.tensor([[1.,0.,0.,2.],[2.,1.,2.,0.]])
+    batch = generate(trainer, rewards)
+    ended = (batch['completion_ids']==trainer.processing_class.eos_token_id).any(1)
+    assert 0<ended.sum()<len(ended)
+    configure(trainer, monkeypatch, **SETTINGS[0] | dict(beta=0.))
+    g = torch.Generator().manual_seed(0)
+    logp,old = [-torch.rand(batch['completion_ids'].shape, generator=g) for _ in range(2)]
+    monkeypatch.setattr(trainer, '_get_per_token_logps_and_entropies', lambda *args, **kw: (logp, torch.zeros_like(logp), None))
+    want = trainer.compute_loss(trainer.model, batch | dict(old_per_token_logps=old))
+    mask = torch.ones_like(batch['completion_mask']).bool()
+    for row,ids in zip(mask, batch['completion_ids'].tolist()):
+        if 1 in ids: row[ids.index(1)+1:] = False
+    advantages = group_advantages(rewards, eps=1e-4).view(-1)  # of all replies, also those that are masked
+    torch.testing.assert_close(policy_loss(logp[ended], old[ended], advantages[ended], mask[ended])[0], want)

@@ -442,7 +442,7 @@ def test_the_end_of_a_run_is_on_the_hub(command, hub, data, tmp_path, capsys, mo
 
 @pytest.fixture
 def toy_reward(monkeypatch):
-    def score(groups, archive, judge, batch, accuracy, gather):
+    def score(groups, archive, judge, batch, **settings):
         for g in groups:
             for r in g.rollouts: r.reward = Reward({}, float(sum(r.tokens)%7))
         return {}

@@ -56,6 +56,18 @@ def _result_lines(
             lines.append(f"| {name} | {fmean(first):.3f} | {fmean(last):.3f} |")
     return lines
 
+def _own_results(
+    log:Sequence[Mapping], # Lines of `metrics.jsonl`
+)->dict[str, str]:         # Key of a number to what the card calls it
+    "The parts of a reward that are the run's own"
+    keys = dict.fromkeys(key for line in log for key in line if "/reward/" in key)
+    own = {}
+    for key in keys:
+        stream, _, part = key.partition("/reward/")
+        if not part.endswith("_missing"):
+            own[key] = f"own reward `{part}`, {stream}"
+    return own
+
 def _front_matter(
     policy:str,    # Where training began
     adapter:bool,  # An adapter was trained
@@ -128,7 +140,7 @@ def card_lines(
     updates = [f"{log[-1]['step']} updates."] if log else []
     settings = _changed_settings(run, DualStreamConfig if rl else ColdStartConfig)
     of = "on replies sampled in training:" if rl else "the loss of a demonstration's tokens in nats:"
-    results = _result_lines(log, _RL_RESULTS if rl else _SFT_RESULTS, part)
+    results = _result_lines(log, _RL_RESULTS | _own_results(log) if rl else _SFT_RESULTS, part)
     limits = [line.format(judge=_judge_name(run)) for line in (_RL_LIMITS if rl else _SFT_LIMITS)]
     limits += _missing_lines(log)
     return [

@@ -6,6 +6,7 @@
 __all__ = ['judge_facts', 'train']
 
 # %% ../../nbs/train/rl.ipynb #3def080a
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from ..data.check import PromptLimit, image_files, limit_sources, read_limits, u
 from ..data.samples import Samples
 from ..policy import Policy, load_reader
 from ..prompts import Prompts
+from ..rewards import read_weights
 from ..serve.endpoint import EndpointConfig
 from ..serve.policy_judge import make_judge
 from ..serve.rollouts import RolloutConfig, RolloutServer
+from .own_rewards import code_facts, load_rewards
 from .runs import RunLog, advising, fingerprint, locked, prepare_run_dir, report_folder
 from .settings import absolute, load_base, make_trainable
 from .stops import STOPS, naming_files
@@ -53,16 +56,19 @@ def train(
     endpoint: EndpointConfig|None = None,  # Where the judge's server is; None: the environment says
     rollouts: RolloutConfig|None = None,   # Where rollouts are sampled; None: here
     trainer_class: type[DualStreamTrainer] = DualStreamTrainer,  # Or one that measures more
+    rewards: Mapping[str, Callable]|None = None,  # Of your own, by name, beside those of `args.reward`
 )->Policy:                                 # Trained; also saved in `output_dir`
     "Everything that `ivgr train` does"
+    rewards = load_rewards(args.reward) | dict(rewards or {})
+    read_weights(args.weights, rewards)  # refuses what is none
     samples = Samples(args.data)
     warn_unmatched(args.answer_rules, samples.labels)
     facts = dict(data_fingerprint=fingerprint(samples.file), image_files=image_files(samples))
-    facts |= judge_facts(args.judge, endpoint)
+    facts |= judge_facts(args.judge, endpoint) | code_facts(rewards)
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
         kept = _rows_to_train_on(args, samples, progress)
-        return _train(args, kept, checkpoint, progress, endpoint, rollouts, trainer_class)
+        return _train(args, kept, checkpoint, progress, endpoint, rollouts, trainer_class, rewards)
 
 def _rows_to_train_on(args, samples, progress):
     "The rows that can be used, as many of each source as are wanted"
@@ -75,13 +81,13 @@ def _rows_to_train_on(args, samples, progress):
     kept = usable(samples, args.check, args.strict, report_folder(args), progress, limit)
     return limit_sources(kept, read_limits(args.sources), args.seed)
 
-def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class):
+def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class, rewards):
     policy = make_trainable(load_base(args), args, args.beta)
     check_letters(policy, Samples(args.data).labels)
     judge = make_judge(args.judge, policy, endpoint)
     sampler = RolloutServer(rollouts, Path(args.output_dir)/"adapters") if rollouts else None
     args.disable_tqdm = True  # RunLog shows our own bar
-    trainer = trainer_class(policy, args, samples, judge, sampler)
+    trainer = trainer_class(policy, args, samples, judge, sampler, rewards)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog("train", _SHOWN, progress))
     try:

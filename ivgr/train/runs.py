@@ -141,7 +141,7 @@ MAY_CHANGE_ON_RESUME = {
 }
 _MAY_CHANGE_BEGINNINGS = (
     "logging_", "log_", "save_", "eval_", "hub_", "trackio_", "ddp_", "dataloader_", "do_")
-_MAY_MOVE = {"judge_url"}  # Kept, and named where it changes, but a server may have moved
+_MAY_MOVE = {"judge_url", "reward_code"}  # Kept, and named where they change: a server may have moved
 
 def _may_change(name):
     return name in MAY_CHANGE_ON_RESUME or name.startswith(_MAY_CHANGE_BEGINNINGS)
