@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'BASE_FILE', 'Policy', 'shared_length', 'tokenize_prompts', 'encode', 'load_processors', 'load_reader',
-           'quantisation', 'is_quantised', 'keep_trainable', 'find_adapter', 'weights_digest', 'load_policy',
-           'save_processors', 'save_policy', 'with_prompts', 'load_weights', 'frozen_base']
+           'quantisation', 'is_quantised', 'keep_trainable', 'OneDNNLinear', 'use_onednn', 'find_adapter',
+           'weights_digest', 'load_policy', 'save_processors', 'save_policy', 'with_prompts', 'load_weights',
+           'frozen_base']
 
 # %% ../nbs/09_policy.ipynb #18cc45aa
 import hashlib
@@ -357,7 +358,55 @@ def _load_model(source, dtype, device, attn_implementation, bits) -> Any:
         register_attention()
         model.set_attn_implementation(dict(text_config=attn_implementation))
     keep_trainable(model)
+    use_onednn(model)
     return model
+
+# %% ../nbs/09_policy.ipynb #54ef34c1
+class _OneDNNProduct(torch.autograd.Function):
+    "`x W^T + b`, forward and backward"
+    @staticmethod
+    def forward(context, x, weight, bias):
+        context.save_for_backward(x, weight)
+        context.has_bias = bias is not None
+        return _onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(context, grad):
+        x, weight = context.saved_tensors
+        needs_x, needs_weight, _ = context.needs_input_grad
+        rows = grad.flatten(0, -2)
+        grad_x = _onednn_linear(grad, weight.t()) if needs_x else None
+        grad_weight = _onednn_linear(rows.t(), x.flatten(0, -2).t()) if needs_weight else None
+        grad_bias = rows.sum(0) if context.has_bias else None
+        return grad_x, grad_weight, grad_bias
+
+def _onednn_linear(x, weight, bias=None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+class OneDNNLinear(torch.nn.Linear):
+    "A linear layer that multiplies with oneDNN: float32 on a CPU; as `torch.nn.Linear` otherwise"
+    def forward(self,
+        x: torch.Tensor,  # `(..., in_features)`
+    ) -> torch.Tensor:    # `(..., out_features)`
+        "`x W^T + b`"
+        on_cpu = x.device.type == self.weight.device.type == "cpu"
+        is_float = x.dtype == self.weight.dtype == torch.float32
+        if not (on_cpu and is_float and x.numel()) or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        if torch.is_grad_enabled():
+            return _OneDNNProduct.apply(x, self.weight, self.bias)
+        return _onednn_linear(x, self.weight, self.bias)
+
+def use_onednn(
+    model: torch.nn.Module,  # Its linear layers change their class, and keep their weights
+) -> None:
+    "Multiply with oneDNN where the processor has AVX-512"
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not (has_avx512 and torch.backends.mkldnn.is_available()):
+        return
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = OneDNNLinear
 
 # %% ../nbs/09_policy.ipynb #7e40f998
 def find_adapter(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLOCK_ROWS', 'ATTENTIONS', 'Query', 'Tree', 'tree_mask', 'tree_positions', 'Packed', 'pack', 'build_tree', 'unshare',
-           'backbone', 'layer_kinds', 'packs', 'check_window', 'selected_logps', 'tree_attention', 'block_mask',
-           'flex_tree_attention', 'register_attention', 'mask_for', 'forward_trees', 'completion_logps', 'token_logps',
-           'microbatches']
+           'backbone', 'layer_kinds', 'packs', 'check_window', 'selected_logps', 'Block', 'split_mask',
+           'tree_attention', 'block_mask', 'flex_tree_attention', 'register_attention', 'mask_for', 'mask_inputs',
+           'forward_trees', 'completion_logps', 'token_logps', 'microbatches']
 
 # %% ../nbs/08_tree.ipynb #eb50638e
 from collections.abc import Callable, Sequence
@@ -258,9 +258,56 @@ def selected_logps(
             logps.append(_target_logps(*arguments))
     return torch.cat(logps)
 
-# %% ../nbs/08_tree.ipynb #264bb69f
-BLOCK_ROWS = 512  # Masked rows that are computed at once
+# %% ../nbs/08_tree.ipynb #430a1cb1
+BLOCK_ROWS = dict(cpu=32, cuda=512)  # Masked rows that are computed at once, by kind of device
 
+class Block(NamedTuple):
+    "Consecutive rows of a mask, and the keys that any of them sees"
+    sizes: list[int]  # Of the parts that keys are cut into: the causal rows, then block by block
+    seen: list[int]   # Numbers of the parts that are seen
+    mask: Tensor      # `(B, 1, rows, seen keys)`, added to scores
+
+def split_mask(
+    visible: Tensor,     # `(B, 1, M, L)` bool: what the last `M` of `L` rows see
+    dtype: torch.dtype,  # Of the scores
+) -> list[Block]:        # Empty where `M` is too small to gain from it
+    "Cut a packed tree's mask into blocks of rows"
+    masked_rows, L = visible.shape[2:]
+    size = BLOCK_ROWS.get(visible.device.type, 512)
+    if masked_rows < 2*size:
+        return []
+    sees = visible.view(torch.uint8).amax((0, 1))  # `(M, L)` of all trees; bytes, as their maximum is quick
+    rows = [len(block) for block in sees.split(size)]
+    sizes = [L - masked_rows, *rows]
+    sees_part = torch.stack([part.amax(1) for part in sees.split(sizes, 1)], 1)
+    sees_part = torch.stack([block.amax(0) for block in sees_part.split(size)]).tolist()
+    blocks = []
+    for block, is_seen in zip(visible.split(size, 2), sees_part):
+        seen = [part for part, any_row in enumerate(is_seen) if any_row]
+        columns = block.split(sizes, 3)
+        mask = _as_numbers(torch.cat([columns[part] for part in seen], 3), dtype)
+        blocks.append(Block(sizes, seen, mask))
+    return blocks
+
+def _as_numbers(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    "0 where a token is seen, the smallest number of its type elsewhere: what attention adds to scores"
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill(~visible, torch.finfo(dtype).min)
+
+def _attend_in_blocks(attend, query, key, value, blocks) -> Tensor:
+    "The causal rows by themselves, then each block against the keys it sees; `(B, L, H, D)`"
+    sizes = blocks[0].sizes
+    first, *rest = query.split(sizes, 2)
+    keys = key.split(sizes, 2)
+    values = value.split(sizes, 2)
+    done = [attend(first, keys[0], values[0], None)]
+    for rows, block in zip(rest, blocks):
+        seen_keys = torch.cat([keys[part] for part in block.seen], 2)
+        seen_values = torch.cat([values[part] for part in block.seen], 2)
+        done.append(attend(rows, seen_keys, seen_values, block.mask.to(query.dtype)))
+    return torch.cat(done, 1)
+
+# %% ../nbs/08_tree.ipynb #264bb69f
 def tree_attention(
     module: Any,     # The attention layer
     query: Tensor,   # `(B, H, Q, D)`: `H` query heads, `Q` rows
@@ -268,6 +315,7 @@ def tree_attention(
     value: Tensor,   # `(B, G, keys, D)`
     attention_mask: Tensor | None,  # `(B, 1, M, keys)`, added to scores of the last `M` rows; None: causal
     scaling: float | None = None,   # Of the scores
+    tree_blocks: Sequence[Block] = (),  # Of the mask, see `split_mask`; empty: all rows see all keys
     **kwargs,        # Passed on to `sdpa`
 ) -> tuple[Tensor, None]:           # `(B, Q, H, D)`, and no attention weights
     "Attention with a mask for the last rows only"
@@ -276,6 +324,8 @@ def tree_attention(
 
     if attention_mask is None or not attention_mask.shape[2]:
         return attend(query, key, value, None), None
+    if tree_blocks:
+        return _attend_in_blocks(attend, query, key, value, tree_blocks), None
     mask = attention_mask.to(query.dtype)
     heads, rows = query.shape[1:3]
     key_heads, keys = key.shape[1:3]
@@ -283,7 +333,7 @@ def tree_attention(
     decoding = not causal and keys > rows
     if decoding and heads > key_heads:
         return _attend_with_shared_keys(query, key, value, mask, scaling), None
-    masked = _attend_in_blocks(attend, query[:, :, causal:], key, value, mask)
+    masked = attend(query[:, :, causal:], key, value, mask)
     if not causal:
         return masked, None
     first = attend(query[:, :, :causal], key[:, :, :causal], value[:, :, :causal], None)
@@ -298,19 +348,6 @@ def _attend_with_shared_keys(query, key, value, mask, scaling) -> Tensor:
     row_mask = mask.repeat(1, 1, sharing, 1)
     out = F.scaled_dot_product_attention(rows, key, value, row_mask, scale=scaling)
     return out.reshape(B, H, Q, D).transpose(1, 2)
-
-def _attend_in_blocks(attend, query, key, value, mask) -> Tensor:
-    "Each block of rows against the keys that any of its rows sees; `(B, M, H, D)`"
-    if mask.shape[2] < 2*BLOCK_ROWS:
-        return attend(query, key, value, mask)
-    blocks = []
-    for rows, row_mask in zip(query.split(BLOCK_ROWS, 2), mask.split(BLOCK_ROWS, 2)):
-        is_seen = (row_mask == 0).any(2).any(0)[0]
-        seen = is_seen.nonzero()[:, 0]
-        seen_keys = key.index_select(2, seen)
-        seen_values = value.index_select(2, seen)
-        blocks.append(attend(rows, seen_keys, seen_values, row_mask.index_select(3, seen)))
-    return torch.cat(blocks, 1)
 
 # %% ../nbs/08_tree.ipynb #762c6eba
 def block_mask(
@@ -373,11 +410,6 @@ def _all_rows(visible: Tensor, rows: int) -> Tensor:
     before = visible.new_ones(causal, keys).tril().expand(B, 1, -1, -1)
     return torch.cat([before, visible], 2)
 
-def _as_numbers(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    "0 where a token is seen, the smallest number of its type elsewhere: what attention adds to scores"
-    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return zeros.masked_fill(~visible, torch.finfo(dtype).min)
-
 def mask_for(
     model: Any,           # The policy's model
     visible: Tensor,      # `(B, 1, M, keys)` bool: the last `M` rows
@@ -385,7 +417,7 @@ def mask_for(
     cached: bool = True,  # Do keys come from a cache?
 ) -> Tensor | BlockMask:  # As `attention_mask` of the model
     "A mask in the form that the model's attention reads"
-    attention = model.config.get_text_config()._attn_implementation
+    attention = _attention_name(model)
     dtype = model.get_input_embeddings().weight.dtype
     if attention == "flex" and not cached:
         return block_mask(visible, rows)
@@ -394,6 +426,23 @@ def mask_for(
     if attention == "sdpa":
         return _all_rows(visible, rows)
     return _as_numbers(_all_rows(visible, rows), dtype)
+
+def _attention_name(model: Any) -> str:
+    return model.config.get_text_config()._attn_implementation
+
+def mask_inputs(
+    model: Any,        # The policy's model
+    visible: Tensor,   # `(B, 1, M, keys)` bool: the last `M` rows
+    rows: int,         # Of the whole mask; those before are causal
+    cached: bool,      # Do keys come from a cache?
+) -> dict[str, Any]:   # Arguments of the model
+    "The mask of a packed forward, for `tree` in blocks"
+    if _attention_name(model) == "tree" and not cached:
+        dtype = model.get_input_embeddings().weight.dtype
+        blocks = split_mask(visible, dtype)
+        if blocks:
+            return dict(attention_mask=visible, tree_blocks=blocks)
+    return dict(attention_mask=mask_for(model, visible, rows, cached))
 
 # %% ../nbs/08_tree.ipynb #da769c9a
 def _check_packable(model: Any, trees: Sequence[Tree]) -> None:
@@ -418,12 +467,12 @@ def forward_trees(
     packed = pack(trees, [query.positions for query in queries]).to(device)
     out = inner(
         input_ids=packed.ids,
-        attention_mask=mask_for(model, packed.mask, packed.ids.shape[1], cached=cache is not None),
         position_ids=packed.positions,
         pixel_values=torch.cat([query.pixels for query in queries]).to(device),
         image_grid_thw=torch.cat([query.grid for query in queries]).to(device),
         past_key_values=cache,
-        use_cache=cache is not None)
+        use_cache=cache is not None,
+        **mask_inputs(model, packed.mask, packed.ids.shape[1], cached=cache is not None))
     return out.last_hidden_state, packed
 
 # %% ../nbs/08_tree.ipynb #2a794c51

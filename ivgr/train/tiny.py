@@ -16,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..core import InputError
 from ..needle import COLOURS, COLUMNS, LETTERS, ROWS
-from ..policy import Policy
+from ..policy import Policy, use_onednn
 from ..prompts import Prompts
 from ..tree import register_attention
 
@@ -106,6 +106,7 @@ def _tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenera
         attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
     register_attention()
     model.set_attn_implementation(dict(text_config="tree"))
+    use_onednn(model)
     return model
 
 def tiny_policy(
