@@ -34,6 +34,7 @@ from .loss import check_loss_settings, policy_loss
 from .policy import Policy, encode, frozen_base, load_weights, save_processors
 from .rewards import BOX_REWARDS, read_weights, split_weights, stream_weights
 from .sampler import QueryOrder, make_groups, sample_rollouts
+from .train.cpu import keep_freed_memory
 from .train.distributed import StayFrozen, WeightedMeans, all_reduce_grads, check_sharding, gather_batch
 from .train.distributed import pad_microbatches, process_share, shard_base, skip_ddp, stoppable
 from .train.distributed import sum_over_processes
@@ -282,6 +283,8 @@ class DualStreamTrainer(Trainer):
         if not len(samples):
             raise InputError("there are no samples to train on")
         self.policy = policy
+        if policy.device.type == "cpu":
+            keep_freed_memory()
         self.judge = judge
         self.samples_here = sampler is None
         self.sampler = sampler or partial(sample_rollouts, together=args.queries_per_sampling)

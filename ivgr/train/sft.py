@@ -34,6 +34,7 @@ from ivgr.policy import (
     Policy, load_policy, load_weights, save_policy, save_processors, tokenize_prompts, with_prompts,
 )
 from ..prompts import messages, move_boxes, reply
+from .cpu import keep_freed_memory
 from ivgr.train.curriculum import (
     CROWDED, LEADS, learn_to_choose, learn_to_point, learn_to_see, pointing_loss, render_scenes, token_ids,
 )
@@ -396,6 +397,8 @@ class ColdStartTrainer(Trainer):
         **kwargs,                        # For `transformers.Trainer`: callbacks, optimizers
     ):
         self.policy = policy
+        if policy.device.type == "cpu":
+            keep_freed_memory()
         self.largest = largest
         self.steps_begun = 0
         self.finite_steps = FiniteSteps()
