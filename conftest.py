@@ -24,7 +24,7 @@ def write_to(path):
     "What this process prints, and what it starts, goes to a file"
     for stream in (1, 2): os.dup2(os.open(path, os.O_CREAT|os.O_WRONLY|os.O_APPEND), stream)
 
-def run_notebook(path, limit, flags, folder):
+def run_notebook(path, limit, flags, folder, check):
     "Run a notebook's cells, in a process of its own; what it prints and its temporary files are in `folder`"
     os.setsid()
     os.chdir(ROOT)
@@ -35,12 +35,27 @@ def run_notebook(path, limit, flags, folder):
     from nbdev.config import get_config
     from nbdev.test import test_nb
     cfg = get_config()
+    if check: sys.exit(other_outputs(path, cfg.config_path))
     ok,_ = test_nb(path, skip_flags=cfg.tst_flags.split(), force_flags=flags.split(), basepath=cfg.config_path)
     sys.exit(not ok)
+
+def other_outputs(path, top):
+    "Run a notebook; what differs from its stored outputs, or None: nothing does"
+    from tools.outputs import difference, execute
+    sys.path.insert(0, str(top))
+    os.chdir(path.parent)
+    diff = difference(path, execute(path))
+    return f'{diff}\n\nother outputs than the stored ones: `make outputs` stores the new ones' if diff else None
+
+def pytest_configure(config):
+    if config.getoption('--check-outputs'):
+        from tools.outputs import SAME_EVERYWHERE
+        os.environ.update(SAME_EVERYWHERE)
 
 def pytest_addoption(parser):
     group = parser.getgroup('notebooks')
     group.addoption('--nb-flags', default='', help="also run the cells marked with these, e.g. --nb-flags='slow gpu'")
+    group.addoption('--check-outputs', action='store_true', help='a notebook also fails where its outputs are not the stored ones')
     group.addoption('--nb-limit', type=float, default=240, help='seconds that one notebook may take (default: 240)')
 
 def pytest_collect_file(file_path, parent):
@@ -63,7 +78,8 @@ class NotebookItem(pytest.Item):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             said = Path(folder, 'said')
             said.touch()
-            process = context.Process(target=run_notebook, args=(self.path, limit, self.config.getoption('--nb-flags'), folder))
+            flags,check = map(self.config.getoption, ('--nb-flags', '--check-outputs'))
+            process = context.Process(target=run_notebook, args=(self.path, limit, flags, folder, check))
             process.start()
             began = time.monotonic()
             try: process.join(limit+5)

@@ -46,3 +46,17 @@ def test_store_then_check(project):
     assert rc==1 and '"3"' in out and '"2"' in out, out
     assert 'b.ipynb: failed' in out and 'ZeroDivisionError' in out, out
     assert read(project)==nb  # a check writes nothing
+
+def test_tests_compare_outputs_on_request(project):
+    shutil.copy(ROOT/'conftest.py', project)
+    assert outputs(project)[0]==0
+    nb = read(project)
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--check-outputs', 'nbs']
+    def run(): return subprocess.run(command, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    same = run()
+    assert same.returncode==0 and '1 passed' in same.stdout, same.stdout+same.stderr
+    nb['cells'][0]['outputs'][0]['data']['text/plain'] = ['3']
+    write(project, nb)
+    other = run()
+    assert other.returncode==1 and '"3"' in other.stdout and '"2"' in other.stdout, other.stdout
+    assert read(project)==nb

@@ -12,6 +12,7 @@ from execnb.nbio import nb2str,read_nb
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 AVX2 = dict(ATEN_CPU_CAPABILITY='avx2', MKL_CBWR='AVX2', ONEDNN_MAX_CPU_ISA='AVX2')
+SAME_EVERYWHERE = dict(AVX2, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0', IN_TEST='1')  # when a process starts
 
 def _pixels(png):
     from PIL import Image
@@ -50,11 +51,17 @@ def execute(path):
     for i,outs in stored.items(): _keep_same_figures(outs, nb.cells[i].outputs)
     return nb2str(nb)
 
+def difference(path, new):
+    "Where the stored notebook and its new text differ; empty where they do not"
+    old = nb2str(read_nb(path))
+    diff = difflib.unified_diff(old.splitlines(), new.splitlines(), 'stored', 'run again', n=2, lineterm='')
+    return '\n'.join(line[:160] for line in islice(diff, 60))
+
 def _run(path, limit):
     "`execute` in a process of its own; returns (new text or None, what went wrong)"
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp)/'nb'
-        env = dict(os.environ, **AVX2, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0', IN_TEST='1')
+        env = dict(os.environ, **SAME_EVERYWHERE)
         try: r = subprocess.run([sys.executable, __file__, '--one', path, out], cwd=path.parent, env=env, timeout=limit,
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
         except subprocess.TimeoutExpired: return None,f'stopped after {limit:g} s (--limit)'
@@ -76,12 +83,9 @@ def main():
     bad = 0
     with ThreadPoolExecutor(args.workers) as pool:
         for path,(new,err) in zip(paths, pool.map(lambda p: _run(p, args.limit), paths)):
-            old = nb2str(read_nb(path))
             if new is None: bad,what = bad+1,'failed\n'+err
-            elif new==old: what = 'same'
-            elif args.check:
-                diff = difflib.unified_diff(old.splitlines(), new.splitlines(), 'stored', 'run again', n=2, lineterm='')
-                bad,what = bad+1,'\n'.join(['differs', *(l[:160] for l in islice(diff, 60))])
+            elif not (diff := difference(path, new)): what = 'same'
+            elif args.check: bad,what = bad+1,'differs\n'+diff
             else:
                 path.write_text(new, encoding='utf-8')
                 what = 'stored'
