@@ -258,7 +258,7 @@ def selected_logps(
             logps.append(_target_logps(*arguments))
     return torch.cat(logps)
 
-# %% ../nbs/08_tree.ipynb #430a1cb1
+# %% ../nbs/08_tree.ipynb #85b3ebd7
 BLOCK_ROWS = dict(cpu=32, cuda=512)  # Masked rows that are computed at once, by kind of device
 
 class Block(NamedTuple):
