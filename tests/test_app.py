@@ -130,7 +130,7 @@ def complaints(tab):
 def test_a_picture_goes_in_and_answers_boxes_and_crops_come_out(tab, policy, scenes):
     right = expected(policy, scenes[1])
     tab.drop("tiles.png", "image/png", scenes[1].content)
-    tab.until("!document.getElementById('view').hidden")
+    tab.until("document.getElementById('view').getBoundingClientRect().width>100")
     assert tab.count("#view rect")==0
     tab.ask(scenes[1].question)
     assert tab.message==""
@@ -145,6 +145,7 @@ def test_a_picture_goes_in_and_answers_boxes_and_crops_come_out(tab, policy, sce
     # a box is where it belongs on the screen, too
     rect,image = (tab.js(f"(({{left, top, width, height}}) => [left, top, width, height])(document.querySelector({s!r}).getBoundingClientRect())")
                   for s in ("#view .box", "#view image"))
+    assert image[2]>100 and rect[2]>10
     assert rect[0]-image[0]==pytest.approx(x1/right["width"]*image[2], abs=3) and rect[3]==pytest.approx((y2-y1)/right["height"]*image[3], abs=6)
     assert tab.count("#pictures img")==len(right["crops"])>0
     tab.until("[...document.querySelectorAll('#pictures img')].every(picture => picture.complete && picture.naturalWidth>0)")
@@ -153,7 +154,7 @@ def test_a_picture_goes_in_and_answers_boxes_and_crops_come_out(tab, policy, sce
 def test_an_example_is_a_click_away(tab, policy, scenes):
     tab.until("document.querySelectorAll('#scenes button').length==3")
     tab.js("document.querySelectorAll('#scenes button')[2].click()")
-    tab.until("document.getElementById('view').hidden==false")
+    tab.until("document.getElementById('view').getBoundingClientRect().width>100")
     assert tab.js("document.getElementById('question').value")==scenes[2].question
     tab.js("document.querySelector('[value=crops]').click()")
     tab.ask(scenes[2].question)

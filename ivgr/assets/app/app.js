@@ -40,7 +40,7 @@ function drawPicture(url, width, height, boxes) {
   for (const name of ["under", "box"]) {
     for (const [x1, y1, x2, y2] of boxes) add("rect", {x: x1, y: y1, width: x2 - x1, height: y2 - y1, class: name});
   }
-  view.hidden = false;
+  view.toggleAttribute("hidden", false);  // an SVG has the attribute, but no property
   at("hint").hidden = true;
 }
 
@@ -65,7 +65,7 @@ function readFile(file) {
 }
 
 function refuse(name) {
-  at("view").hidden = true;
+  at("view").toggleAttribute("hidden", true);
   at("hint").hidden = false;
   at("hint").textContent = name;
   complain(`Your browser can't show ${name}: if it is no image, asking will say so`);
