@@ -581,7 +581,7 @@ def padded(
 @patch
 def update_loss(self: DualStreamTrainer,
     groups: Sequence[Group],  # Of one forward, with advantages
-    over: Mapping[Stream, float],  # What divides each stream's sum, from `divisors`
+    over: Mapping[str, float],  # What divides each stream's sum, from `divisors`
 )->Tensor:                    # This forward's share of the loss
     "Clipped surrogate and KL of each stream, summed (paper: the update)"
     a = self.args
@@ -610,7 +610,7 @@ def update_loss(self: DualStreamTrainer,
 def divide_by(self: DualStreamTrainer,
     groups: Sequence[Group],   # Of an update, as sampled
     learning: Sequence[Group], # What of them counts, from `counted`
-)->dict[Stream, float]:
+)->dict[str, float]:
     "What divides the sum over each stream's tokens, in all processes"
     tokens = sum_over_processes(stream_tokens(learning))
     n_rollouts = sum_over_processes({"n": sum(len(g.rollouts) for g in groups)})["n"]

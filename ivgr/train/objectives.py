@@ -89,19 +89,19 @@ _DIVISORS = {"tokens": _over_tokens, "streams": _over_each_stream, "replies": _o
              "constant": _over_a_constant}
 
 def divisors(
-    objective: str,                 # One of `CHOICES`
-    tokens: Mapping[Stream, int],   # Of each stream in the whole step
-    n_rollouts: int,                # That were sampled for it, in all streams
-    longest: int,                   # `max_new_tokens`
-) -> dict[Stream, int]:             # Of each stream's sum
+    objective: str,              # One of `CHOICES`
+    tokens: Mapping[str, float], # Of each stream in the whole step
+    n_rollouts: float,           # That were sampled for it, in all streams
+    longest: int,                # `max_new_tokens`
+) -> dict[str, float]:           # Of each stream's sum
     "What the sum of each stream's losses is divided by"
     return _DIVISORS[objective](tokens, n_rollouts, longest)
 
 def stream_tokens(
     groups: Sequence[Group],  # Of a step, in this process
-) -> dict[Stream, int]:       # Of each stream that has any
+) -> dict[str, float]:        # Of each stream that has any
     "Tokens of the replies, stream by stream"
-    tokens: dict[Stream, int] = {}
+    tokens: dict[str, float] = {}
     for group in groups:
         for rollout in group.rollouts:
             tokens[rollout.stream] = tokens.get(rollout.stream, 0) + len(rollout.tokens)
