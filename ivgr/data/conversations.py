@@ -296,7 +296,7 @@ class Conversations(Sequence):
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         if self.table is not None:
-            return self.table.slice(self.numbers[i], 1).to_pylist()[0]
+            return self.table[self.numbers[i]]
         with self.naming_row(i):
             return self.rows[self.numbers[i]]
     def n_exchanges(self,
@@ -307,7 +307,7 @@ class Conversations(Sequence):
     def image_paths(self) -> list[str]:
         "Every path of an image file, as the set has it, once"
         if self.table is not None:
-            return paths_in(self.table.column(self.images_column))
+            return paths_in(self.table, self.images_column)
         paths: dict[str, None] = {}
         for row in self.rows_without_images():
             images = (row or {}).get(self.images_column) or []
@@ -317,8 +317,8 @@ class Conversations(Sequence):
         "Which of the rows in use are about the same image(s)"
         if self.table is None:
             return rows_by_image(self.row(i).get(self.images_column) for i in range(len(self)))
-        images = self.table.column(self.images_column)
-        return rows_by_image(images[number].as_py() for number in self.numbers)
+        images = (self.table.scalar(number, self.images_column) for number in self.numbers)
+        return rows_by_image(image.as_py() for image in images)
     def demonstration(self,
         i: int,            # Which of the rows in use
     ) -> Demonstration:    # Its sample has the boxes in pixels of the original image
@@ -358,8 +358,8 @@ class Conversations(Sequence):
     def rows_without_images(self) -> Iterator[dict | None]:
         "Every row, fast; None for one that can't be read"
         if self.table is not None:
-            rows = self.table.drop_columns([self.images_column]).to_pylist()
-            yield from (rows[number] for number in self.numbers)
+            names = [name for name in self.table.column_names if name != self.images_column]
+            yield from (self.table.row(number, names) for number in self.numbers)
             return
         for number in self.numbers:
             try:

@@ -17,12 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastcore.basics import patch
 
 from ..boxes import is_four_numbers
 from ..core import InputError, Sample
 from .files import ImageFinder, locate
 from .images import image_key, image_size, read_images, stored_size
+from .tables import ParquetTable, open_table
 from ..prompts import PLACEHOLDER, strip_placeholders
 
 # %% ../../nbs/data/samples.ipynb #4650b473
@@ -142,21 +144,15 @@ def _sample_id(row):
 def load_table(
     files: Sequence[Path],         # Parquet
     required: Sequence[str] = (),  # Columns that the table must have
-) -> Any:                          # An arrow table, memory-mapped
+) -> ParquetTable:
     "The rows of parquet files, which stay on the disk"
     import pyarrow.parquet as pq
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
     name = str(files[0] if len(files) == 1 else files[0].parent)
     for file in files:
         _check_columns(file, required)
     if not sum(pq.read_metadata(file).num_rows for file in files):
         raise InputError(f"{name!r} holds no rows")
-    try:
-        data = load_dataset("parquet", data_files={"data": [str(file) for file in files]}, split="data")
-    except DatasetsError as e:
-        raise InputError(f"{name!r} can't be read ({e.__cause__ or e})") from None
-    return data.data.table
+    return open_table(files)
 
 def _check_columns(file, required):
     import pyarrow.parquet as pq
@@ -229,7 +225,7 @@ class Samples(Sequence):
         "One row as it stands in the file"
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
-        return self.table.slice(self.numbers[i], 1).to_pylist()[0]
+        return self.table[self.numbers[i]]
 
     def where(
         self,
@@ -328,27 +324,30 @@ def labels(self: Samples) -> set[str]:
 @patch
 def image_paths(self: Samples) -> list[str]:
     "Every path of an image file, as the table has it, once"
-    return paths_in(self.table.column("images"))
+    return paths_in(self.table, "images")
 
 def paths_in(
-    images: Any,  # Arrow column of paths, or lists of paths; others give none
+    table: ParquetTable,  # With images
+    name: str,            # Of the column: of paths or lists of paths; others give none
 ) -> list[str]:
     "Every path in a column of images, once"
     import pyarrow as pa
     import pyarrow.compute as pc
-    kind = images.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        images = pc.list_flatten(images)
-        kind = images.type
+    kind = table.schema.field(name).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_list:
+        kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return []
-    return [path for path in images.unique().to_pylist() if path]
+    paths = table.column(name)
+    if is_list:
+        paths = pc.list_flatten(paths)
+    return [path for path in paths.unique().to_pylist() if path]
 
 @patch
 def by_image(self: Samples) -> list[list[int]]:
     "Which of the rows in use are about the same image(s)"
-    images = self.table.column("images")
-    return rows_by_image(images[number].as_py() for number in self.numbers)
+    return rows_by_image(self.table.scalar(number, "images").as_py() for number in self.numbers)
 
 # %% ../../nbs/data/samples.ipynb #2ee59dbe
 @patch
@@ -356,41 +355,53 @@ def _check_ids(self: Samples):
     "`InputError` where two questions have one id"
     if "id" not in self.table.column_names:
         return
-    ids = [str(value) for value in self.column("id")]
-    counts = Counter(ids)
     questions = {}  # by id
-    for i, sample_id in enumerate(ids):
-        if counts[sample_id] == 1 or sample_id in ("None", ""):
-            continue
-        row = self.row(i)
+    for number in _rows_with_repeated(self.table.column("id")):
+        row = self.table[number]
+        sample_id = str(row["id"])
         question = (row["problem"], image_key(row["images"]))
         if questions.setdefault(sample_id, question) != question:
             raise InputError(
-                f"{str(self.file)!r}, row {i}: another question, or another image, has the id "
+                f"{str(self.file)!r}, row {number}: another question, or another image, has the id "
                 f"{sample_id!r} already. Ids tell questions apart: make them differ, or leave the column "
                 "out")
 
+def _rows_with_repeated(ids):
+    "Numbers of the rows whose id another row has, too; of an arrow column"
+    import pyarrow.compute as pc
+    values, counts = pc.value_counts(ids).flatten()
+    repeated = values.filter(pc.greater(counts, 1))
+    repeated = repeated.filter(pc.is_valid(repeated))
+    numbers = pc.indices_nonzero(pc.is_in(ids, value_set=repeated)).to_pylist() if len(repeated) else []
+    return [number for number in numbers if str(ids[number].as_py()) not in ("None", "")]
+
 def count_repeats(
-    table: Any,       # An arrow table in the published columns
-) -> dict[int, int]:  # Row number -> how many rows before it have no id either, and ask the same
+    table: ParquetTable,  # In the published columns
+) -> dict[int, int]:      # Row number -> how many rows before it have no id either, and ask the same
     "Rows without an id that repeat an earlier question about the same images"
-    ids = table.column("id").to_pylist() if "id" in table.column_names else [None] * len(table)
-    questions = zip(table.column("datasource").to_pylist(), table.column("problem").to_pylist())
-    rows_of = {}  # by question
-    for number, question in enumerate(questions):
-        if ids[number] in (None, ""):
-            rows_of.setdefault(question, []).append(number)
-    images = table.column("images")
     repeats = {}
-    for numbers in rows_of.values():
-        if len(numbers) == 1:
-            continue  # so that its image is not looked at
+    for numbers in _same_questions(table):
         counts = Counter()
-        for number in numbers:
-            mark = _image_mark(images[number])
+        for number in sorted(numbers):
+            mark = _image_mark(table.scalar(number, "images"))
             repeats[number] = counts[mark]
             counts[mark] += 1
     return {number: n for number, n in repeats.items() if n}
+
+def _same_questions(table):
+    "Lists of row numbers: rows without an id that ask the same; images are not looked at"
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    columns = dict(source=table.column("datasource"), question=table.column("problem"))
+    if any(pa.types.is_nested(column.type) for column in columns.values()):
+        return []  # no row of it can be used
+    asked = pa.table(columns | dict(number=np.arange(len(table))))
+    if "id" in table.column_names:
+        ids = pc.cast(table.column("id"), pa.string())
+        asked = asked.filter(pc.equal(pc.fill_null(ids, ""), ""))
+    groups = asked.group_by(["source", "question"]).aggregate([("number", "list")])
+    numbers = groups.column("number_list")
+    return numbers.filter(pc.greater(pc.list_value_length(numbers), 1)).to_pylist()
 
 def _image_mark(value):
     "What tells the images of a row from others; of a file's content, its length and its end"

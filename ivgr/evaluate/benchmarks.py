@@ -10,7 +10,6 @@ __all__ = ['Rows', 'BENCHMARKS', 'NEEDLES', 'without_shortcut', 'listed', 'split
 # %% ../../nbs/evaluate/benchmarks.ipynb #210bc1b6
 import ast
 import base64
-import csv
 import difflib
 import json
 import re
@@ -28,6 +27,7 @@ from ..core import InputError, Sample
 from ..data.answers import accuracy, read_options
 from ..data.files import ImageFinder
 from ..data.images import Encoded, image_size
+from ..data.tables import DELIMITERS, open_table
 from .statistics import checked_results, group_rows, mean_of
 from ..needle import NeedleConfig, ask, needle_scene, render
 
@@ -299,10 +299,14 @@ def _read_pope(row):
     return _fields(row.text("question"), row.text("answer"), row.image(), row.text("category"))
 
 def _read_realworldqa(row):
-    return _fields(without_shortcut(row.text("question")), row.text("answer"), row.image())
+    question = without_shortcut(row.text("question"))
+    options = row.lettered()  # of VLMEvalKit's form, where the question has some
+    if options and not read_options(question):
+        question = f"{question}\n{options}"
+    return _fields(question, row.text("answer"), row.image())
 
 def _read_cvbench(row):
-    kind = row.text("task")
+    kind = row.text("task") or row.text("category")
     return _choice_fields(row.text("prompt"), row.text("answer"), row.image(), kind, row.text("source"))
 
 # %% ../../nbs/evaluate/benchmarks.ipynb #0a9a9407
@@ -493,7 +497,9 @@ def _cvbench(kind, rows, board):
     return Benchmark(
         title=f"CV-Bench {kind.upper()}",
         repo="nyu-visionx/CV-Bench",
-        forms=(Form(f"test_{kind}.parquet", columns, _read_cvbench),),
+        forms=(
+            Form(f"test_{kind}.parquet", columns, _read_cvbench),
+            Form(f"CV-Bench-{kind.upper()}.tsv", ("prompt", "answer", "source", "image"), _read_cvbench)),
         wanted=(f"test_{kind}.parquet",),
         rows=rows,
         scores=_source_scores,
@@ -551,10 +557,13 @@ _POPE = Benchmark(
     scores=yes_scores,
     part_scores=yes_scores)
 
+_REALWORLDQA_COLUMNS = ("question", "answer", "image")
 _REALWORLDQA = Benchmark(
     title="RealWorldQA",
     repo="xai-org/RealworldQA",
-    forms=(Form("data/test-*.parquet", ("question", "answer", "image"), _read_realworldqa),),
+    forms=(
+        Form("data/test-*.parquet", _REALWORLDQA_COLUMNS, _read_realworldqa),
+        Form("RealWorldQA.tsv", _REALWORLDQA_COLUMNS, _read_realworldqa)),
     wanted=("data/test-*",),
     rows=765)
 
@@ -588,14 +597,23 @@ def _find_form(benchmark, root):
     "The first form of a benchmark whose files are there, and these files"
     for form in benchmark.forms:
         suffix = Path(form.files).suffix
-        if root.is_file() and (root.suffix == suffix or root.suffix in _DELIMITERS and suffix in _DELIMITERS):
+        if root.is_file() and (root.suffix == suffix or root.suffix in DELIMITERS and suffix in DELIMITERS):
             return form, [root]
-        files = sorted(root.glob(form.files)) or sorted(root.glob(Path(form.files).name))
-        if files:
-            return form, files
+        for pattern in _patterns(form.files):
+            files = sorted(root.glob(pattern))
+            if files:
+                return form, files
     needed = " or ".join(form.files for form in benchmark.forms)
     raise InputError(f"{str(root)!r} does not hold {benchmark.title}: {needed} is needed, "
                      f"as in the data set {benchmark.repo} of the hub")
+
+def _patterns(files):
+    "Where the files of a form may be; VLMEvalKit's `X_local.tsv` is `X.tsv` with its images in files"
+    path = Path(files)
+    patterns = [files, path.name]
+    if path.suffix in DELIMITERS:
+        patterns.append(f"{path.stem}_local{path.suffix}")
+    return patterns
 
 def _read_json(file):
     "The rows of a JSON or JSON lines file"
@@ -607,46 +625,21 @@ def _read_json(file):
     except (ValueError, OSError) as e:
         raise InputError(f"{str(file)!r} can't be read ({e})") from None
 
-_DELIMITERS = {".tsv": "\t", ".csv": ","}
-
-def _text_settings(file):
-    "How to read a TSV or CSV file so that each value is the text that is written there"
-    from datasets import Features, Value
-    delimiter = _DELIMITERS[file.suffix]
-    with open(file, encoding="utf-8-sig", newline="") as f:
-        columns = next(csv.reader(f, delimiter=delimiter), [])
-    if len(set(columns)) < len(columns):
-        raise ValueError(f"two columns have the same name: {', '.join(columns)}")
-    features = Features({column: Value("string") for column in columns})
-    return dict(
-        delimiter=delimiter,
-        features=features,
-        encoding="utf-8-sig",
-        keep_default_na=False,  # the texts None, NA, nan and null
-        na_filter=False,
-        index_col=False)        # a field too many at the end of each row shifts nothing
-
-def _read_arrow(files):
-    "The rows of parquet, TSV or CSV files, which stay on the disk"
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-    is_text = files[0].suffix in _DELIMITERS
-    names = [str(file) for file in files]
+def _has_rows(table):
+    "Is there a first row? (To count those of a TSV takes a pass over the file.)"
     try:
-        settings = _text_settings(files[0]) if is_text else {}
-        kind = "csv" if is_text else "parquet"
-        rows = load_dataset(kind, data_files={"data": names}, split="data", **settings)
-    except (DatasetsError, ValueError, OSError, csv.Error) as e:
-        raise InputError(f"{names[0]!r} can't be read ({e.__cause__ or e})") from None
-    return rows.with_format("arrow")
+        table[0]
+    except IndexError:
+        return False
+    return True
 
 def _check_columns(table, benchmark, form, file):
     "Raise `InputError` for a table that is empty or lacks a column"
-    is_table = isinstance(table, Sequence) or hasattr(table, "column_names")
-    if not is_table or not len(table):
+    if not isinstance(table, Sequence) or not _has_rows(table):
         raise InputError(f"{str(file)!r} holds no rows")
     columns = table.column_names if hasattr(table, "column_names") else list(table[0])
-    missing = [column for column in form.columns if column not in columns]
+    known = [*columns, "image"] if "image_path" in columns else columns
+    missing = [column for column in form.columns if column not in known]
     if missing:
         raise InputError(f"{str(file)!r} lacks the column(s) {', '.join(missing)} of {benchmark.title}; "
                          f"it has {', '.join(columns)}")
@@ -667,7 +660,7 @@ class Questions(Sequence):
         self.form, files = _find_form(self.benchmark, root)
         self.file = files[0]
         is_json = self.file.suffix in (".json", ".jsonl")
-        self.table = _read_json(self.file) if is_json else _read_arrow(files)
+        self.table = _read_json(self.file) if is_json else open_table(files)
         _check_columns(self.table, self.benchmark, self.form, self.file)
         folder = self.file.parent
         folders = [folder, folder / "imgs", root if root.is_dir() else root.parent]
@@ -683,25 +676,28 @@ class Questions(Sequence):
         "One row"
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
-        values = self._values(i)
+        values = self.table[i]
+        if "image" not in values and values.get("image_path"):
+            values = {**values, "image": self._located(values["image_path"])}
         image = values.get("image")
         is_index = isinstance(image, str) and len(image) <= 64 and image in self.numbers
         if is_index:  # VLMEvalKit writes the index of another row with the same image
-            values = {**values, "image": self._values(self.numbers[image])["image"]}
+            values = {**values, "image": self.table[self.numbers[image]]["image"]}
         return values
 
-    def _values(self, i):
-        "One row, as it stands in the file"
-        if isinstance(self.table, list):
-            return self.table[i]
-        return self.table[i:i + 1].to_pylist()[0]
+    def _located(self, path):
+        "An image file of VLMEvalKit's, which lies beside the table if it is not where it was"
+        name = re.split(r"[/\\]", path)[-1]
+        folder = self.file.stem.removesuffix("_local")
+        places = [self.find(place) for place in (path, f"images/{folder}/{name}", f"{folder}/{name}", name)]
+        return next((place for place in places if Path(place).exists()), places[0])
 
     @cached_property
     def numbers(self) -> dict[str, int]:  # Empty where the table has no indices
         "The number of the row with each index"
         if isinstance(self.table, list) or "index" not in self.table.column_names:
             return {}
-        indices = self.table.select_columns("index")[:]["index"].to_pylist()
+        indices = self.table.column("index")
         return {str(index): number for number, index in enumerate(indices)}
 
     def __getitem__(self, i):

@@ -26,7 +26,7 @@ def read_truths(
     samples:Samples,  # Needle scenes
 )->dict[str, Facts]:  # Sample id to what is true about its question
     "The facts of the true reasonings"
-    rows = samples.table.select(["id", "query", "grounded"]).to_pylist()
+    rows = [samples.table.row(i, ["id", "query", "grounded"]) for i in range(len(samples.table))]
     return {row["id"]: facts_of(row["query"], row["grounded"]) for row in rows}
 
 def fact_shares(
