@@ -69,13 +69,20 @@ def _flag_names(
 
 class Parser(argparse.ArgumentParser):
     "Raises an `InputError` for wrong flags: what is wrong, then a line of usage"
-    def error(self, message):
+    def error(self,
+        message:str, # What is wrong
+    ):
+        "Raise an `InputError`"
         short = " ".join(self.format_usage().split())
         if len(short) > 100:
             short = f"usage: {self.prog} [--FLAG VALUE ...]"
         raise InputError(f"{message}\n{short}; `{self.prog} --help` explains all flags")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self,
+        args:Any=None,      # Words; None: the process's own
+        namespace:Any=None, # Gets the values; None: a new one
+    )->Any:
+        "The flags; `InputError` for one that is unknown"
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.refuse(unknown[0], "--help")
