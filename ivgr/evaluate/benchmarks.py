@@ -740,11 +740,12 @@ class Part(Sequence):
         return {i: notes[row] for i, row in enumerate(self.rows) if row in notes}
 
 # %% ../../nbs/evaluate/benchmarks.ipynb #38e0eae2
+_MIXED: dict = dict(relations=.3, choices=.5, named=0.)  # Questions of every kind, letters included
 NEEDLES = {
-    "needle-easy": NeedleConfig(),
-    "needle-medium": NeedleConfig(size=160, objects=4, tile_min=16, tile_max=24, clutter=6),
-    "needle-hard": NeedleConfig(size=320, objects=6, tile_min=14, tile_max=22, clutter=30),
-    "needle-extreme": NeedleConfig(size=1024, objects=8, tile_min=16, tile_max=28, clutter=150)}
+    "needle-easy": NeedleConfig(objects=2, **_MIXED),
+    "needle-medium": NeedleConfig(size=160, objects=4, tile_min=16, tile_max=24, clutter=6, **_MIXED),
+    "needle-hard": NeedleConfig(size=320, objects=6, tile_min=14, tile_max=22, clutter=30, **_MIXED),
+    "needle-extreme": NeedleConfig(size=1024, objects=8, tile_min=16, tile_max=28, clutter=150, **_MIXED)}
 
 class Needles(Sequence):
     "512 questions about as many scenes; the same on every machine"
