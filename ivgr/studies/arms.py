@@ -194,9 +194,13 @@ def _early_arms(
     arms:dict[str, Arm], # Name to arm
 )->dict[str, Arm]:
     "Short runs, with a right and with a partly wrong answer key"
-    early = _moved_arms(arms, "early", ("init",))
+    asked = dict(test=1024)
+    init = replace(arms["init"].setting, ask=asked)
+    early = {"init@early": Arm("init@early", arms["init"].about, init)}
     for place, share in WRONG_KEYS.items():
-        early |= _moved_arms(arms, place, _COMPARED, steps=EARLY_STEPS, scenes=dict(wrong_answers=share))
+        for name in _COMPARED:
+            setting = replace(arms[name].setting, steps=EARLY_STEPS, scenes=dict(wrong_answers=share), ask=asked)
+            early[f"{name}@{place}"] = Arm(f"{name}@{place}", arms[name].about, setting)
     return early
 
 def _all_arms()->dict[str, Arm]: # Name to arm
