@@ -199,7 +199,8 @@ def _early_arms(
     early = {"init@early": Arm("init@early", arms["init"].about, init)}
     for place, share in WRONG_KEYS.items():
         for name in _COMPARED:
-            setting = replace(arms[name].setting, steps=EARLY_STEPS, scenes=dict(wrong_answers=share), ask=asked)
+            scenes = dict(wrong_answers=share)
+            setting = replace(arms[name].setting, steps=EARLY_STEPS, scenes=scenes, ask=asked)
             early[f"{name}@{place}"] = Arm(f"{name}@{place}", arms[name].about, setting)
     return early
 

@@ -137,7 +137,7 @@ def missed_goals(
             lines.append(f"{name} is {values[name]:.3f}, the goal is {low:g} to {high:g}")
     return lines
 
-# %% ../../nbs/studies/shipped.ipynb #3151d014
+# %% ../../nbs/studies/shipped.ipynb #3e390dfe
 def measure_splits(
     policy: Policy,        # Who answers
     out: Path,             # Directory of all lessons; gets the scenes
@@ -182,6 +182,6 @@ def make_shipped(
                          "Change its lesson in RECIPES, and choose another directory")
     rows += measure_splits(policy, out, dict(test=2048), progress)
     policy.config.letters_right = round(measure_letters(policy, out, progress=progress), 3)
-    save_policy(policy, files("ivgr")/"assets"/"tiny")
+    save_policy(policy, str(files("ivgr")/"assets"/"tiny"))
     write_jsonl(out/"start.jsonl", rows)
     return rows
