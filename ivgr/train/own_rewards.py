@@ -50,7 +50,7 @@ class OwnReward:
     @property
     def is_async(self) -> bool:
         "Does a call return something to wait for?"
-        call = getattr(self.function, "__call__", None)
+        call = type(self.function).__call__
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
 def _wanted(name, function):
