@@ -17,7 +17,7 @@ from typing import Any
 from ..core import InputError, Sample, write_jsonl
 from ..data.images import image_size
 from ..data.samples import Samples
-from ..evaluate.ask import evaluate
+from ..evaluate.ask import evaluate, reasoning_text
 from ..evaluate.facts import named_regions, names_places
 from ..evaluate.statistics import mean_of
 from ..needle import NeedleConfig, write_needle
@@ -88,9 +88,10 @@ def read_places(
     sample: Sample, # What was asked
 ) -> dict:          # The row with `named` and `true`
     "Does a reply name a place, and the right one?"
-    regions = named_regions(sample.question, row["text"])
+    text = reasoning_text(row["text"])
+    regions = named_regions(sample.question, text)
     side = image_size(sample.images[0])[0]
-    is_true = names_places(sample.question, row["text"], sample.boxes, side)
+    is_true = names_places(sample.question, text, sample.boxes, side)
     return row | dict(named=bool(regions), true=is_true)
 
 def _share_right(rows, is_true):
