@@ -14,14 +14,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..core import InputError, Sample, write_jsonl
+from ..core import InputError, Sample, Stream, write_jsonl
 from ..data.images import image_size
 from ..data.samples import Samples
-from ..evaluate.ask import evaluate, reasoning_text
+from ..evaluate.ask import evaluate
 from ..evaluate.facts import named_regions, names_places
 from ..evaluate.statistics import mean_of
 from ..needle import NeedleConfig, write_needle
 from ..policy import Policy, load_policy, save_policy
+from ..prompts import parse
 from ..train.failures import Failures, write_demonstrations
 from ..train.sft import ColdStartConfig, cold_start
 
@@ -88,7 +89,7 @@ def read_places(
     sample: Sample, # What was asked
 ) -> dict:          # The row with `named` and `true`
     "Does a reply name a place, and the right one?"
-    text = reasoning_text(row["text"])
+    text = parse(row["text"], Stream.TEXTUAL).think or ""
     regions = named_regions(sample.question, text)
     side = image_size(sample.images[0])[0]
     is_true = names_places(sample.question, text, sample.boxes, side)
