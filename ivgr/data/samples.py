@@ -152,7 +152,10 @@ def load_table(
         _check_columns(file, required)
     if not sum(pq.read_metadata(file).num_rows for file in files):
         raise InputError(f"{name!r} holds no rows")
-    return open_table(files)
+    table = open_table(files)
+    if not isinstance(table, ParquetTable):
+        raise InputError(f"{name!r} is no parquet file")
+    return table
 
 def _check_columns(file, required):
     import pyarrow.parquet as pq

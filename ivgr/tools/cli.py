@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import warnings
@@ -1137,9 +1138,13 @@ def _output_is_closed()->bool:
     "Whether nobody reads our output any more"
     try:
         sys.stdout.flush()
+        poller = select.poll()
+        poller.register(sys.stdout.fileno(), select.POLLERR)
+        return bool(poller.poll(0))
     except BrokenPipeError:
         return True
-    return False
+    except (AttributeError, OSError, ValueError):  # no file, or a system without `poll`
+        return False
 
 _WAYS_ON = {
     **dict.fromkeys(("demo", "eval"), "go on with --resume"),
