@@ -17,7 +17,8 @@ def label(user): return "ABCD"[hashlib.sha256(user.encode()).digest()[0]%4]
 
 def truth(pair, expect=True):
     "The only right score of a pair"
-    l = label(json.dumps(pair._asdict(), ensure_ascii=False))
+    texts = {name:text for name,text in pair._asdict().items() if name!="kind"}
+    l = label(json.dumps(texts, ensure_ascii=False))
     return .9*SCORES[l]+.1*SCORES["BCDC"["ABCD".index(l)]] if expect else SCORES[l]
 
 class FaultServer:

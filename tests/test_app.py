@@ -199,7 +199,9 @@ def test_an_error_of_the_server_is_said(tab, scenes, monkeypatch, capsys):
 @contextmanager
 def started(*flags):
     "The command, and the first line that it prints"
-    process = subprocess.Popen([sys.executable, "-m", "ivgr", "app", "--port", "0", *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` has its children ignore it
+    process = subprocess.Popen([sys.executable, "-m", "ivgr", "app", "--port", "0", *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=heard)
     try: yield process,process.stdout.readline()
     finally:
         process.kill()

@@ -103,7 +103,7 @@ def test_what_is_sent():
 TOKENS = ["<|im_end|>", "<|endoftext|>", "[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<|eot_id|>", "<|start_header_id|>",
           "<｜Assistant｜>", "<<SYS>>", "[TOOL_CALLS]"]
 
-@pytest.mark.parametrize("place", Pair._fields)
+@pytest.mark.parametrize("place", ["question", "reference", "candidate"])
 def test_no_text_holds_a_special_token_of_the_server(place):
     "Servers render a chat and tokenise it whole: a token in a text would be a real one"
     text = "It is red. "+" ".join(TOKENS)

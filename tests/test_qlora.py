@@ -491,9 +491,8 @@ def test_checkpointing_leaves_a_frozen_tower_alone(saved, data, tmp_path, toy_re
             look = tower.register_forward_hook(lambda module, inputs, output: seen.append((torch.is_grad_enabled(), output[0].requires_grad)))
             try: return super().training_step(*args)
             finally: look.remove()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ivgr.train.rl.DualStreamTrainer", Looks)
-        learned = trained(train(train_args(tmp_path, data, saved/"qwen2_5_vl", lora_rank=4, gradient_checkpointing=True), progress=False).model)
+    args = train_args(tmp_path, data, saved/"qwen2_5_vl", lora_rank=4, gradient_checkpointing=True)
+    learned = trained(train(args, progress=False, trainer_class=Looks).model)
     assert {needs for grad,needs in seen if grad}=={False}, seen
     assert all(p.any() for n,p in learned.items() if "lora_B" in n)
 

@@ -4,7 +4,7 @@ from dataclasses import asdict,fields,replace
 
 import pytest,torch
 
-from ivgr.core import InputError, Rollout, rng_for
+from ivgr.core import InputError, Rollout, Stream, rng_for
 from ivgr.data.samples import Samples
 from ivgr.needle import write_needle
 from ivgr.serve.endpoint import EndpointConfig
@@ -180,7 +180,7 @@ def test_weights_undo_a_mismatched_server(policy, queries, host, tmp_path):
     with RolloutFake(host, heat=2.) as server:
         sampler = sampler_at(server.url, tmp_path, cap=50.)
         rollouts, = sampler(policy, one, n, 2, generator=torch.Generator().manual_seed(0))
-        assert sampler.report()["mismatch"]>.1
+        assert sampler.report()["mismatch"]>.05
     pairs = {tuple(r.tokens) for r in rollouts if len(r.tokens)==2}
     own,_ = token_logps(policy.model, one, [[Rollout(stream, list(p), [], "") for p in pairs]], suppress_tokens=policy.suppress_tokens)
     truth = {p:l.sum().exp().item() for p,l in zip(pairs, own.detach())}
@@ -234,7 +234,7 @@ def test_a_mismatched_server_is_weighed_in_the_step(data, host, tmp_path):
     n = sum(len(r.tokens) for r in flat(rollouts))
     learns = [p for p in trainer.policy.model.parameters() if p.requires_grad]
     def gradient():
-        loss = trainer.update_loss(groups, n)
+        loss = trainer.update_loss(groups, dict.fromkeys(Stream, n))
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, learns)])
     got = gradient()
     logps,mask = token_logps(trainer.policy.model, [g.query for g in groups], rollouts, suppress_tokens=trainer.policy.suppress_tokens)

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from ivgr import trainer
 from ivgr.judge import RubricJudge
 from ivgr.serve.rollouts import RolloutConfig
 from ivgr.train.rl import train
@@ -34,14 +33,13 @@ class Uneven(DualStreamTrainer):
 def run(data, out, url, resume=False, **settings):
     "Train, and keep the adapter, and how many bytes of the layers this process holds"
     args = DualStreamConfig(output_dir=str(out), data=data, **SETTINGS|dict(max_steps=2)|settings)
-    policy = train(args, resume, progress=False, rollouts=RolloutConfig(url=url, timeout=60.))
+    policy = train(args, resume, progress=False, rollouts=RolloutConfig(url=url, timeout=60.), trainer_class=Uneven)
     weights = {n:w for n,w in policy.model.named_parameters() if ".language_model.layers." in n and "lora" not in n}
     torch.save(dict(adapter={n:w.detach() for n,w in policy.model.named_parameters() if "lora" in n},
                     held=sum((w.to_local() if isinstance(w, DTensor) else w).nbytes for w in weights.values())), f"{out}-{args.process_index}.pt")
 
 if __name__=="__main__":
     torch.set_num_threads(1)
-    trainer.DualStreamTrainer = Uneven
     data,out,url = sys.argv[1],Path(sys.argv[2]),sys.argv[3]
     for name,settings in RUNS.items():
         for how in ("whole", "sharded"): run(data, out/f"{name}-{how}", url, shard_base=how=="sharded", **settings)
