@@ -197,15 +197,15 @@ class Job(NamedTuple):
     sample: Sample         # What is asked
     streams: list[Stream]  # Whose instructions
 
-def _encode_jobs(policy, jobs, numbers):
-    "The query of jobs about the same images; its suffixes have the keys (number of the job, stream)"
-    keys = [(i, stream) for i in numbers for stream in jobs[i].streams]
-    query, suffixes = tokenize_prompts(policy, [(jobs[i].sample, stream) for i, stream in keys])
+def _encode_jobs(policy, jobs):
+    "The query of jobs about the same images; its suffixes have the keys (place of the job, stream)"
+    keys = [(place, stream) for place, job in enumerate(jobs) for stream in job.streams]
+    query, suffixes = tokenize_prompts(policy, [(jobs[place].sample, stream) for place, stream in keys])
     return replace(query, suffixes=dict(zip(keys, suffixes)))
 
-def _job_group(query, sample, rollouts, number):
+def _job_group(query, sample, rollouts, place):
     "The replies to one of the jobs that share a query"
-    replies = [replace(r, stream=r.stream[1]) for r in rollouts if r.stream[0] == number]
+    replies = [replace(r, stream=r.stream[1]) for r in rollouts if r.stream[0] == place]
     group, = make_groups([replace(query, sample=sample)], [replies])
     return group
 
@@ -215,12 +215,12 @@ def _run_jobs(policy, jobs, **sampling):
     by_image = {}
     for i, job in enumerate(jobs):
         by_image.setdefault(image_digest(job.sample.images), []).append(i)
-    queries = [_encode_jobs(policy, jobs, numbers) for numbers in by_image.values()]
+    queries = [_encode_jobs(policy, [jobs[i] for i in numbers]) for numbers in by_image.values()]
     replies = sample_rollouts(policy, queries, **sampling)
     groups = {}
     for numbers, query, rollouts in zip(by_image.values(), queries, replies):
-        for i in numbers:
-            groups[i] = _job_group(query, jobs[i].sample, rollouts, i)
+        for place, i in enumerate(numbers):
+            groups[i] = _job_group(query, jobs[i].sample, rollouts, place)
     tokens = sum(len(r.tokens) for group in groups.values() for r in group.rollouts)
     pace = (time.perf_counter() - start) / tokens
     return [groups[i] for i in range(len(jobs))], pace
