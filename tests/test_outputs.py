@@ -1,10 +1,11 @@
 "tools/outputs.py stores what a notebook gives, keeps what was skipped, and its check sees each difference"
-import json,shutil,subprocess,sys
+import base64,io,json,shutil,subprocess,sys
 from pathlib import Path
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-FIGURE = "import matplotlib.pyplot as plt\n\nfig,ax = plt.subplots(figsize=(1,1))\nax.plot([0,1]);"
+FIGURE = "import matplotlib.pyplot as plt\n\nfig,ax = plt.subplots(figsize=(1,1), dpi=50)\nax.plot([0,1]);"
 
 def cell(i, source, *text):
     out = dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':list(text)})
@@ -21,6 +22,11 @@ def project(tmp_path):
     (tmp_path/'nbs/a.ipynb').write_text(json.dumps(nb))
     return tmp_path
 
+def picture(output):
+    "Pixels per inch and size of a stored figure"
+    im = Image.open(io.BytesIO(base64.b64decode(output['data']['image/png'])))
+    return round(im.info['dpi'][0]),im.size
+
 def outputs(top, *args):
     r = subprocess.run([sys.executable, 'tools/outputs.py', *args], cwd=top, stdin=subprocess.DEVNULL,
                        capture_output=True, text=True)
@@ -33,7 +39,9 @@ def test_store_then_check(project):
     assert outputs(project)[0]==0
     two,kept,figure,err = [c['outputs'] for c in read(project)['cells']]
     assert two[0]['data']['text/plain']==['2'] and kept[0]['data']['text/plain']==['kept']
-    assert 'image/png' in figure[0]['data'] and err==[]
+    assert err==[]
+    dpi,size = picture(figure[0])
+    assert dpi==192 and figure[0]['metadata']['image/png']==dict(width=size[0]//2, height=size[1]//2)  # sharp, whatever its cell says
     rc,out = outputs(project, '--check')
     assert rc==0 and 'a.ipynb: same' in out, out
 

@@ -158,6 +158,17 @@ def test_formulas_become_mathml(tmp_path):
     text = (tmp_path/'a.html').read_text()
     assert text.count('<math')==2 and '<mo>∑</mo>' in text and r'\(' not in text and 'katex@' not in text
 
+def test_sharp_figures_are_shown_at_half_their_pixels(tmp_path):
+    import base64,io
+    from matplotlib.figure import Figure
+    def html(dpi):
+        data = io.BytesIO()
+        Figure(figsize=(2, 1)).savefig(data, format='png', dpi=dpi)
+        return f'<p><img alt="x" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"></p>'
+    (tmp_path/'a.html').write_text(html(192)+html(96))
+    docs.halve_figures(tmp_path)
+    assert (tmp_path/'a.html').read_text()==html(192).replace('<img', '<img width="192"')+html(96)
+
 # Colours
 def luminance(colour):
     "As WCAG defines it, from 0 to 1"

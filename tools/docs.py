@@ -2,7 +2,7 @@
 
 Quarto renders where it is installed, else smalldocs does (pure Python, from 3.11 on). Pages have the same addresses either way.
 With --prepare, stop at the pages in _proc/; with --check, only look for broken links in what was built."""
-import argparse,html,importlib.util,os,re,shutil,subprocess,sys
+import argparse,base64,html,importlib.util,os,re,shutil,subprocess,sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,7 +23,7 @@ def without_number(name):
     "As nbdev names a page: that of 05_judge is judge"
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)
 
-UNREAD = 'website.image-alt|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
+UNREAD = 'website.image-alt|fig-format|fig-dpi|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
 
 def render():
     "Fill _docs/; the name of the renderer"
@@ -42,6 +42,7 @@ def render():
     shutil.move(PAGES/'_docs', SITE)
     drop_numbers(SITE)
     write_formulas(SITE)
+    halve_figures(SITE)
     return 'smalldocs'
 
 def drop_numbers(site):
@@ -68,6 +69,21 @@ def write_formulas(site):
     for p,t in pages.items():
         t = FORMULA.sub(lambda m: f'<span class="math {m[1]}">{mathml[m.groups()]}</span>', t)
         p.write_text(re.sub(r'<(?:link|script)[^>]*/katex@[^>]*>(?:</script>)?', '', t))
+
+FIGURE = re.compile(r'<img(?= [^>]*src="data:image/png;base64,([^"]{400}))')
+
+def width_on_page(png):
+    "Half of a figure's pixels where it has 192 an inch, as tools/outputs.py stores them; None for another picture"
+    at = png.find(b'pHYs')+4
+    per_inch = round(int.from_bytes(png[at:at+4], 'big')*.0254)
+    return int.from_bytes(png[16:20], 'big')//2 if at>=4 and per_inch==192 else None
+
+def halve_figures(site):
+    "Quarto shows sharp figures at half their pixels; smalldocs does not"
+    def sized(match):
+        width = width_on_page(base64.b64decode(match[1]))
+        return match[0] if width is None else f'<img width="{width}"'
+    for p in site.rglob('*.html'): p.write_text(FIGURE.sub(sized, p.read_text()))
 
 def finish(site):
     "What both renderers leave: scripts from elsewhere that nothing needs, a button without a name, links to the published site"

@@ -1,8 +1,9 @@
 """Run notebooks and store what they print and draw.
 
 Cells that `nbdev_test` skips are skipped here and keep their stored outputs; what goes to stderr is not stored. With
---check, write nothing and fail where the outputs would change. Figures are compared by their pixels. Newer processors round
-otherwise, so all use the instructions that older ones have too."""
+--check, write nothing and fail where the outputs would change. Figures are drawn at DPI, whatever their cell says, and shown at
+half their pixels, as Quarto does; they are compared by their pixels. Newer processors round otherwise, so all use the
+instructions that older ones have too."""
 import argparse,base64,difflib,io,os,subprocess,sys,tempfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,6 +12,7 @@ from execnb.nbio import nb2str,read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
+DPI = 192  # twice the 96 of a browser's inch, so that 10 points in a figure are 10 points on a page, and sharp
 AVX2 = dict(ATEN_CPU_CAPABILITY='avx2', MKL_CBWR='AVX2', ONEDNN_MAX_CPU_ISA='AVX2')
 SAME_EVERYWHERE = dict(AVX2, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0', IN_TEST='1')  # when a process starts
 
@@ -38,7 +40,8 @@ def execute(path):
     skip = set(cfg.tst_flags.split())
     front = getattr(NBProcessor(path, procs=FrontmatterProc, process=True).nb, 'frontmatter_', {})
     if str2bool(front.get('skip_exec', False)): return nb2str(nb)
-    shell,stored = CaptureShell(path, mpl_format='png'),{}
+    shell,stored = CaptureShell(path),{}
+    shell.run(f"set_matplotlib_formats('retina', dpi={DPI})")
     for i,cell in enumerate(nb.cells):
         if cell.cell_type!='code': continue
         marks = extract_directives(cell, remove=False)
