@@ -19,7 +19,7 @@ from ivgr.studies.arms import ARMS, Arm, small
 from ivgr.studies.measures import RecordingTrainer
 
 ROOT = Path(__file__).parent.parent
-TINY = replace(small(ARMS["full"]).setting, steps=1, queries=2, ask=dict(test=2))
+TINY = replace(small(ARMS["full"]).setting, steps=1, queries=2, questions=2)
 
 def tiny(name, **changes): return Arm(name, name, replace(TINY, **changes))
 
@@ -32,7 +32,7 @@ def bare(rows, *less):
 def made(tmp_path_factory):
     "Two arms, one of which crashes; made once for all tests here"
     out = tmp_path_factory.mktemp("ablate")
-    arms = [tiny("broken", policy=str(out/"nowhere")), tiny("good")]
+    arms = [tiny("broken", options=dict(objective="nowhere")), tiny("good")]
     return out, arms, ablate(arms, [0], out, out, say=quiet)
 
 def test_a_crash_stops_no_other_run(made):
@@ -74,7 +74,7 @@ def test_the_same_run_gives_the_same_rows(made, tmp_path):
 
 def test_a_run_that_is_stopped_goes_on(tmp_path, monkeypatch):
     # all that chance has a part in
-    arm = tiny("stopped", steps=4, queries=4, pool=4, reference="random", doubt=.3, samples=1, anneal=True)
+    arm = tiny("stopped", steps=4, queries=4, pool=4, reference="random", doubt=.3, samples=1)
     def log(folder):
         lines = (folder/"metrics.jsonl").read_text().splitlines()
         return [{k:v for k,v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
@@ -103,10 +103,10 @@ def test_other_settings_make_a_run_old(made):
     assert jobs_for([other], [0], out)[0].folder!=jobs_for([good], [0], out)[0].folder  # what is trained already stays
 
 def test_the_stored_results_are_done():
-    "Rows that were made before arms had their present names count as runs of these arms"
+    "Every stored row belongs to an arm as it is defined today"
     rows = read_rows(ROOT/"nbs/results")
     stored = {(r["arm"], r["seed"]) for r in rows}
-    jobs = [job for job in jobs_for(ARMS.values(), range(5), "runs") if (job.arm.name, job.seed) in stored]
+    jobs = [job for job in jobs_for(ARMS.values(), range(30), "runs") if (job.arm.name, job.seed) in stored]
     assert len(jobs)==len(stored) and set(states(jobs, rows).values())=={DONE}
 
 def test_a_run_that_another_command_is_at_is_left_to_it(made, tmp_path):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'ROWS_FILE', 'DONE', 'OLD', 'BUSY', 'FAILED', 'WAITING', 'TAKEN', 'CHILD', 'TOOLS', 'ATTENTION',
-           'TOOL_MODES', 'SMALL_RUN', 'poor_start', 'start_for', 'hardware', 'code_commit', 'made_with', 'trainer_for',
-           'Stopwatch', 'run', 'run_key', 'read_rows', 'append_rows', 'ArmRun', 'jobs_for', 'states', 'states_table',
-           'run_alone', 'ablate', 'revisit_rows', 'revisit', 'small_runs']
+           'TOOL_MODES', 'SMALL_RUN', 'start_for', 'hardware', 'code_commit', 'made_with', 'trainer_for', 'Stopwatch',
+           'run', 'run_key', 'read_rows', 'append_rows', 'ArmRun', 'jobs_for', 'states', 'states_table', 'run_alone',
+           'ablate', 'revisit_rows', 'revisit', 'small_runs']
 
 # %% ../../nbs/studies/ablations.ipynb #ddaed6c2
 import hashlib
@@ -38,59 +38,49 @@ from ..evaluate.ask import evaluate
 from ..evaluate.attention import target_shares
 from ..needle import NeedleConfig, write_needle
 from ..policy import Policy, load_policy
-from .arms import ARMS, POOR, Arm, ArmSettings, OtherArchive, differences, judge_for, small
+from ivgr.studies.arms import (
+    ARMS, SHIPPED, STARTS, Arm, ArmSettings, OtherArchive, differences, judge_for, small,
+)
 from .measures import RecordingTrainer, evaluation_rows, read_curves, read_truths
-from ..train.failures import Failures, write_demonstrations
+from .shipped import Lesson, teach
 from ..train.runs import RunLog, prepare_run_dir, whole_checkpoints
-from ..train.sft import ColdStartConfig, cold_start
 from ..trainer import DualStreamConfig
 
 # %% ../../nbs/studies/ablations.ipynb #ef2f5b85
 _TEST_SEED = 2605  # Of the scenes that are asked about
-_SHIFTED = dict(size=128, objects=5, tile_min=16, tile_max=24)  # More objects, smaller, in a larger image
 
 def _scenes_for(
     setting:ArmSettings, # Of an arm
-    split:str,           # `train`, `validation`, `test` or `shifted`
+    split:str,           # `train` or `test`
     seed:int,            # Of the training scenes
     out:str|Path,        # Where data is kept
 )->Samples:
     "The scenes of a split, written when they are needed first"
-    config = NeedleConfig(**setting.scenes | (_SHIFTED if split == "shifted" else {}))
-    n = setting.n_train if split == "train" else setting.ask[split]
+    config = NeedleConfig(**setting.scenes)
+    n = setting.n_train if split == "train" else setting.questions
     scene_seed = seed if split == "train" else _TEST_SEED
-    name = "test" if split == "shifted" else split
     content = json.dumps([asdict(config), n, scene_seed])
     key = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:8]
     folder = Path(out)/"data"/f"{split}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder/f"{name}.parquet").exists():
-            write_needle(folder, name, n, config, scene_seed, progress=False)
-    return Samples(folder, name)
+        if not (folder/f"{split}.parquet").exists():
+            write_needle(folder, split, n, config, scene_seed, progress=False)
+    return Samples(folder, split)
 
 # %% ../../nbs/studies/ablations.ipynb #9c0e16ff
-def poor_start(
-    out:str|Path, # Where data is kept
-    n:int=1024,   # Scenes, each seen once
-)->Path:          # A directory for `load_policy`
-    "The shipped policy, taught poor boxes; trained when it is needed first"
-    folder = Path(out)/"data"/f"{POOR}-{n}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder/"policy"/"prompts.json").exists():  # this file is written last
-            write_demonstrations(folder, n, failures=Failures(poor_boxes=1.), seed=_TEST_SEED, progress=False)
-            args = ColdStartConfig(output_dir=str(folder/"policy"), data=str(folder), policy="tiny",
-                                   learning_rate=3e-4, save_strategy="no")
-            cold_start(args, progress=False)
-    return folder/"policy"
-
 def start_for(
     setting:ArmSettings, # Of an arm
-    out:str|Path,        # Where data is kept
+    out:str|Path,        # Where data and other starts are kept
+    lessons:Mapping[str, Lesson]=STARTS, # What makes other starts
 )->str|Path:             # For `load_policy`
     "Where the training of an arm starts"
-    return poor_start(out) if setting.policy == POOR else setting.policy
+    if setting.policy == SHIPPED:
+        return SHIPPED
+    folder = Path(out)/"starts"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/f"{setting.policy}.lock"):
+        return teach(folder, setting.policy, lessons[setting.policy], SHIPPED, progress=False)
 
 # %% ../../nbs/studies/ablations.ipynb #d9e0d240
 VERSIONS = ("torch", "transformers", "numpy", "ivgr")
@@ -137,7 +127,7 @@ def trainer_for(
     start = start_for(setting, out)
     args = DualStreamConfig(
         output_dir=str(folder),
-        seed=seed,
+        seed=seed+1000*setting.chance,
         max_steps=setting.steps,
         save_steps=max(1, setting.steps//10),
         save_total_limit=1,
@@ -147,8 +137,9 @@ def trainer_for(
         tau=setting.tau,
         keep_references=setting.reference != "batch",
         streams=setting.streams[0] if len(setting.streams) == 1 else "both",
-        disable_tqdm=True)
-    judge = judge_for(setting, seed, lambda: trainer.state.global_step, start)
+        disable_tqdm=True,
+        **setting.options)
+    judge = judge_for(setting, seed, lambda: trainer.state.global_step)
     trainer = RecordingTrainer(load_policy(start, torch.float32), args, samples, judge, read_truths(samples))
     if setting.reference in ("random", "bad"):
         trainer.archive = OtherArchive(setting.reference, seed)
@@ -204,7 +195,7 @@ def run(
     folder:str|Path, # Of the run; an interrupted one goes on from its last checkpoint
     out:str|Path,    # Where data is kept
 )->list[dict]:       # A row for the training, and one for each split and mode
-    "Train one arm with one seed, and evaluate the result"
+    "Train one arm with one seed, and ask it the test questions"
     setting = arm.setting
     folder = Path(folder)
     made = dict(key=run_key(setting, seed)) | made_with()
@@ -218,13 +209,12 @@ def run(
         rows.append(common | dict(split="training") | trained | watch.read())
     else:
         policy = load_policy(start_for(setting, out), torch.float32)
-    for split in setting.ask:
-        watch = Stopwatch()
-        samples = _scenes_for(setting, split, seed, out)
-        results = evaluate(policy, samples[:setting.ask[split]], ("textual", "grounded"), progress=False,
-                           path=folder/f"answers-{split}.jsonl")
-        for row in evaluation_rows(results, read_truths(samples)):
-            rows.append(common | dict(split=split) | row | watch.read())
+    watch = Stopwatch()
+    samples = _scenes_for(setting, "test", seed, out)
+    answers = folder/"answers-test.jsonl"
+    results = evaluate(policy, samples, ("textual", "grounded"), progress=False, path=answers)
+    for row in evaluation_rows(results, read_truths(samples)):
+        rows.append(common | dict(split="test") | row | watch.read())
     return rows
 
 def run_key(
@@ -512,7 +502,7 @@ def revisit(
     return done
 
 # %% ../../nbs/studies/ablations.ipynb #3938044c
-SMALL_RUN = ("textual-2n", "no-archive", "random-teacher", "doubt-4", "no-consistency", "full", "init") # Arms
+SMALL_RUN = ("textual-2n", "no-archive", "doubt-4@noisy", "no-consistency", "full", "init") # Arms
 
 def small_runs(
     out:str|Path,  # Where runs and data are kept

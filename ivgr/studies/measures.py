@@ -8,6 +8,7 @@ __all__ = ['CURVES', 'read_truths', 'fact_shares', 'score_shares', 'MeasuredText
 
 # %% ../../nbs/studies/measures.ipynb #ddc44e5b
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -185,15 +186,34 @@ def _count_bins(
         counts.append(_count_right([r for r in known if low <= iou_of[r["id"]] < end]))
     return counts
 
-def _text_shares(
-    results:Sequence[dict],     # Of one mode
-    truths:Mapping[str, Facts], # Of the same samples
-)->dict[str, float]:            # To four digits
-    "What the replies of an evaluation say"
+def _read_pairs(
+    results:Sequence[dict],      # Of one mode
+    truths:Mapping[str, Facts],  # Of the same samples
+)->list[tuple[Facts, Facts]]:    # For each, what is true and what the reply says
+    "What the replies of an evaluation say, beside what is true"
     pairs = []
     for r in results:
         reasoning = parse(r["text"], Stream.TEXTUAL).think or ""
         pairs.append((truths[r["id"]], facts_of(r["question"], reasoning)))
+    return pairs
+
+def _count_reasons(
+    results:Sequence[dict],               # Of one mode
+    pairs:Sequence[tuple[Facts, Facts]],  # What is true and what each of them says
+)->dict[str, int]: # `true`: texts that say rightly where every tile is; `right`: answers; `both`
+    "Count true texts, right answers, and right answers whose text is true"
+    counts = Counter(true=0, right=0, both=0)
+    for r, (truth, text) in zip(results, pairs):
+        places = count_facts(truth, text, ("regions",))
+        is_true = places.right == places.total
+        is_right = r["accuracy"] == 1
+        counts.update(true=is_true, right=is_right, both=is_true and is_right)
+    return dict(counts)
+
+def _text_shares(
+    pairs:Sequence[tuple[Facts, Facts]],  # What is true and what each text says
+)->dict[str, float]:                      # To four digits
+    "Which share of the facts the replies of an evaluation mention and get right"
     shares = {name.removeprefix("x/"): share for name, share in fact_shares(pairs, "x").items()}
     shares |= score_shares([rubric_score(truth, text) for truth, text in pairs], "truth")
     return {name: round(share, 4) for name, share in shares.items()}
@@ -218,6 +238,8 @@ def evaluation_rows(
             row[key] = _rounded_mean(of_mode, key)
         row["bins"] = _count_bins(of_mode, iou_of)
         row["kinds"] = {kind: _count_right(kinds[kind]) for kind in sorted(kinds)}
-        row["said"] = _text_shares(of_mode, truths)
+        pairs = _read_pairs(of_mode, truths)
+        row["reasons"] = _count_reasons(of_mode, pairs)
+        row["said"] = _text_shares(pairs)
         rows.append(row)
     return rows

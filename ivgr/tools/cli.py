@@ -987,9 +987,10 @@ def _ablate_parser()->argparse.ArgumentParser:
     add("--study", nargs="+", default=["components"], choices=list(STUDIES), metavar="STUDY",
         help=", ".join(STUDIES))
     add("--arm", nargs="+", default=[], metavar="ARM", help="only these arms, whatever the study")
-    add("--seeds", type=int, nargs="+", default=[0],
-        help="of each arm: scenes, order of the queries, and sampling")
-    add("--workers", type=int, default=1, help="runs at a time, one thread each")
+    add("--seeds", type=int, nargs="+", default=None,
+        help="of each arm: scenes, order of the queries, and sampling; default those of the study")
+    add("--workers", type=int, default=os.cpu_count(),
+        help="runs at a time, one thread each; default one a core")
     add("--steps", type=int, default=None, help="another length of training, to try something out")
     add("--small", action="store_true", help="a few steps and a handful of questions, to see that it works")
     add("--out", default="runs/ablate", metavar="DIR",
@@ -1002,17 +1003,27 @@ def _ablate_parser()->argparse.ArgumentParser:
     add("--list", action="store_true", help="say what is there and what is missing, and do nothing")
     return parser
 
-def _chosen_arms(
-    flags:argparse.Namespace, # Of `ivgr ablate`
-)->list:                      # Of `Arm`
-    "The arms that the flags ask for"
-    from ivgr.studies.arms import ARMS, STUDIES, small
+def _chosen_runs(
+    flags:argparse.Namespace,         # Of `ivgr ablate`
+)->list[tuple[list, Sequence[int]]]:  # For each study (or once, for arms by name) arms and their seeds
+    "The runs that the flags ask for"
+    from ivgr.studies.arms import ARMS, SEEDS, STUDIES, studies_of
     for name in flags.arm:
         if name not in ARMS:
             raise InputError(f"there is no arm {name!r}: choose from {', '.join(ARMS)}")
     if flags.steps is not None and flags.steps < 1:
         raise InputError(f"steps={flags.steps}: at least 1 is needed")
-    names = flags.arm or [name for study in flags.study for name in STUDIES[study]]
+    if flags.arm:
+        seeds = flags.seeds or SEEDS[studies_of(flags.arm[0])[0]]
+        return [(_changed_arms(flags, flags.arm), seeds)]
+    return [(_changed_arms(flags, STUDIES[study]), flags.seeds or SEEDS[study]) for study in flags.study]
+
+def _changed_arms(
+    flags:argparse.Namespace,  # Of `ivgr ablate`
+    names:Sequence[str],       # Of arms
+)->list:                       # Of `Arm`
+    "These arms, with the length of training that the flags ask for"
+    from ivgr.studies.arms import ARMS, small
     arms = []
     for arm in [ARMS[name] for name in dict.fromkeys(names)]:
         if flags.steps and arm.setting.steps:
@@ -1026,16 +1037,18 @@ def _run_ablate(
     "`ivgr ablate`"
     from ivgr.studies.ablations import DONE, ablate, jobs_for, read_rows, revisit, states, states_table
     flags = _ablate_parser().parse_args(argv)
-    arms = _chosen_arms(flags)
     results = flags.results or (flags.out if flags.small or flags.steps else "nbs/results")
-    if flags.list:
-        jobs = jobs_for(arms, flags.seeds, flags.out)
-        print(states_table(states(jobs, read_rows(results))))
-        return 0
-    found = ablate(arms, flags.seeds, flags.out, results, flags.workers, say)
-    if flags.revisit:
-        revisit(arms, flags.seeds, flags.out, results, say)
-    return int(set(found.values()) != {DONE})
+    missing = False
+    for arms, seeds in _chosen_runs(flags):
+        if flags.list:
+            jobs = jobs_for(arms, seeds, flags.out)
+            print(states_table(states(jobs, read_rows(results))))
+            continue
+        found = ablate(arms, seeds, flags.out, results, flags.workers, say)
+        missing |= set(found.values()) != {DONE}
+        if flags.revisit:
+            revisit(arms, seeds, flags.out, results, say)
+    return int(missing)
 
 # %% ../../nbs/tools/cli.ipynb #34cd9d5c
 class Command(NamedTuple):
