@@ -88,7 +88,7 @@ def _short_lesson(
     return Lesson(scenes, n=2500, seed=seed, questions=5, failures=failures, settings=settings)
 
 STARTS = {
-    "mistaken": _short_lesson(103, NeedleConfig(relations=1.), Failures(mistaken=.6), 300),
+    "mistaken": _short_lesson(103, NeedleConfig(relations=1.), Failures(mistaken=.8), 300),
     "look-40": _short_lesson(104, NeedleConfig(), Failures(wrong_look=.4, crops=.1), 200),
     "look-90": _short_lesson(105, NeedleConfig(), Failures(wrong_look=.9, crops=.1), 200)}
 
