@@ -197,17 +197,26 @@ def _read_pairs(
         pairs.append((truths[r["id"]], facts_of(r["question"], reasoning)))
     return pairs
 
+def _follows(
+    result:dict,  # From `evaluate`
+)->bool:
+    "Does the last sentence of the reasoning, its conclusion in a needle scene, name the answer?"
+    reasoning = parse(result["text"], Stream.TEXTUAL).think or ""
+    conclusion = reasoning.strip().rstrip(".").rsplit(".", 1)[-1]
+    answer = (result["answer"] or "").strip().lower()
+    return bool(answer) and answer in conclusion.lower().split()
+
 def _count_reasons(
     results:Sequence[dict],               # Of one mode
     pairs:Sequence[tuple[Facts, Facts]],  # What is true and what each of them says
-)->dict[str, int]: # `true`: texts that say rightly where every tile is; `right`: answers; `both`
-    "Count true texts, right answers, and right answers whose text is true"
-    counts = Counter(true=0, right=0, both=0)
+)->dict[str, int]: # `true`: texts that say rightly where every tile is; `right`: answers; `both`; `follows`
+    "Count true texts, right answers, both at once, and answers that their text names"
+    counts = Counter(true=0, right=0, both=0, follows=0)
     for r, (truth, text) in zip(results, pairs):
         places = count_facts(truth, text, ("regions",))
         is_true = places.right == places.total
         is_right = r["accuracy"] == 1
-        counts.update(true=is_true, right=is_right, both=is_true and is_right)
+        counts.update(true=is_true, right=is_right, both=is_true and is_right, follows=_follows(r))
     return dict(counts)
 
 def _text_shares(
