@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check shipped bench bench-gpu prep outputs readme sync check-outputs docs dist clean
+.PHONY: help setup demo test check shipped ablations ablations-all bench bench-gpu prep outputs readme sync check-outputs docs dist clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ check: $(READY)  ## The same, but a notebook also fails where it gives other out
 shipped: $(READY)  ## Make the policy that ships from nothing, and put it into the package when it meets its goals (an hour of one core; goes on where it stopped)
 	@$(BIN)/python -c "from ivgr.studies.shipped import make_shipped; make_shipped('runs/shipped')"
 	@cp runs/shipped/start.jsonl nbs/results/start.jsonl
+
+ablations: $(READY)  ## Make the rows of the main ablations that are missing, in nbs/results (under two hours on two cores; goes on where it stopped)
+	@$(BIN)/ivgr ablate --study components mistaken teacher rollouts
+
+ablations-all: $(READY)  ## The same with every study: judges, variants, the map
+	@$(BIN)/ivgr ablate --study components mistaken teacher judge map variants rollouts
 
 bench: $(READY)  ## Measure steps on this CPU beside the plain path and TRL, into nbs/results (hours; goes on where it stopped)
 	@$(BIN)/ivgr bench --suite goals sweeps --rounds 2 --out nbs/results/bench.jsonl
