@@ -3,13 +3,17 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 READY := $(VENV)/.ready
+UV := $(shell command -v uv 2>/dev/null)
 EXTRAS := dev,qlora,judge,maths,bench
 RECENT := import sys; sys.exit(sys.version_info < (3, 10))
 WANTED := Install Python 3.10 or newer, or name one that you have: make PYTHON=python3.12
 
 # Two workers with one thread each: on two busy cores, two PyTorch threads are many times slower than one
 export OMP_NUM_THREADS ?= 1
+# uv, where it is there, takes PyTorch's CPU build if there is no GPU; pip what its index has (see CONTRIBUTING.md)
+export UV_TORCH_BACKEND ?= auto
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -21,9 +25,12 @@ help:  ## Show this list
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter (3.10 or newer), WORKERS=N the number of parallel tests."
 
-setup: $(READY)  ## Make .venv and install the package with its tools (every other target does this first)
+FLAGS = -q -c constraints.txt -e '$(1)'
+install = @$(if $(UV),$(UV) pip install --python $(BIN)/python $(FLAGS) ||) $(BIN)/python -m pip install $(FLAGS)
 
-$(READY): settings.ini setup.py constraints.txt
+setup: $(READY)  ## Make .venv and install the package with all its tools (the other targets do it when they need it)
+
+$(BASE): settings.ini setup.py constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "make: there is no '$(PYTHON)' here. $(WANTED)" >&2; exit 1; }
 	@$(PYTHON) -c '$(RECENT)' || \
@@ -31,10 +38,17 @@ $(READY): settings.ini setup.py constraints.txt
 	@$(BIN)/python -c '$(RECENT)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "make: '$(PYTHON)' cannot make a virtual environment (Debian, Ubuntu: install python3-venv)" >&2; exit 1; }
 	@echo "Installing into $(VENV): once, and PyTorch is large, so this takes minutes ..."
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@[ -n "$(UV)" ] || [ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || \
+	  echo "(No GPU here. With uv installed, PyTorch's CPU build is taken: 0.2 GB to fetch instead of 2.7.)"
+	$(call install,.)
 	@touch $@
 
-demo: $(READY)  ## Train the small policy that ships with the package and report on it, in runs/demo
+$(READY): $(BASE)
+	@echo "Installing what tests, checks and measurements need besides, once ..."
+	$(call install,.[$(EXTRAS)])
+	@touch $@
+
+demo: $(BASE)  ## Train the small policy that ships with the package and report on it, in runs/demo
 	@env -u OMP_NUM_THREADS $(BIN)/ivgr demo --out runs/demo
 
 test: $(READY)  ## Run every notebook and everything in tests/, in one pytest run
@@ -43,7 +57,7 @@ test: $(READY)  ## Run every notebook and everything in tests/, in one pytest ru
 check: $(READY)  ## The same, but a notebook also fails where it gives other outputs than the stored ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=8 --durations-min=15 --check-outputs nbs tests
 
-shipped: $(READY)  ## Make the policy that ships from nothing, and put it into the package when it meets its goals (an hour of one core; goes on where it stopped)
+shipped: $(BASE)  ## Make the policy that ships from nothing, and put it into the package when it meets its goals (an hour of one core; goes on where it stopped)
 	@$(BIN)/python -c "from ivgr.studies.shipped import make_shipped; make_shipped('runs/shipped')"
 	@cp runs/shipped/start.jsonl nbs/results/start.jsonl
 

@@ -22,15 +22,14 @@ def pins():
     assert len(used)==len(dict(used)), "a package is pinned twice"
     return dict(used)
 
-def needed():
-    "Names of all that the package and its extras bring in, less what only some platforms need"
-    ours = [r for k,v in settings().items() if k.endswith('requirements') for r in v.split()]
-    seen,todo = set(),[(Requirement(r),'') for r in ours]
+def needed(wanted, anywhere):
+    "Names of all that some requirements bring in; `anywhere`: less what only some platforms need"
+    seen,todo = set(),[(Requirement(r),'') for r in wanted]
     while todo:
         req,extra = todo.pop()
         name = norm(req.name)
         mark = req.marker
-        if mark is not None and ('platform' in str(mark) or not mark.evaluate({'extra':extra})): continue
+        if mark is not None and (anywhere and 'platform' in str(mark) or not mark.evaluate({'extra':extra})): continue
         for e in ['', *req.extras]:
             if (name,e) in seen: continue
             seen.add((name,e))
@@ -38,7 +37,8 @@ def needed():
     return {name for name,_ in seen}
 
 def test_all_that_is_installed_is_pinned():
-    assert needed() <= pins().keys()
+    ours = [r for k,v in settings().items() if k.endswith('requirements') for r in v.split()]
+    assert needed(ours, True) <= pins().keys()
 
 def test_pins_are_within_the_ranges_of_settings_ini():
     have = pins()
@@ -112,19 +112,27 @@ def test_the_command_starts_without_what_it_does_not_need():
     r = subprocess.run([sys.executable, '-c', BASE], cwd=ROOT, capture_output=True, text=True, check=True)
     assert r.stdout.strip()=='[]'
 
-EXTRAS = """
+WITHOUT = """
 import importlib, pkgutil, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'execnb', 'lmms_eval', 'pytest', 'fastapi'}: raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+absent = set(sys.argv[1].split())
+class Less(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split('.')[0] in absent else super().find_spec(name, path, target)
+sys.meta_path[:] = [Less if finder is PathFinder else finder for finder in sys.meta_path]
 import ivgr
 for m in pkgutil.walk_packages(ivgr.__path__, 'ivgr.'): importlib.import_module(m.name)
+print('ivgr.demo' in sys.modules, absent & sys.modules.keys())
 """
 
 def test_every_module_imports_without_the_extras():
-    r = subprocess.run([sys.executable, '-c', EXTRAS], cwd=ROOT, capture_output=True, text=True)
-    assert r.returncode==0, r.stderr[-2000:]
+    "`make demo` installs what the package needs, and nothing of what its extras bring"
+    have = needed(settings()['requirements'].split(), False) | {'ivgr', 'pip', 'setuptools'}
+    absent = {m for m,names in metadata.packages_distributions().items() if not have & set(map(norm, names))}
+    assert {'bitsandbytes', 'openai', 'math_verify', 'trl', 'nbdev', 'pytest', 'fastapi'} <= absent and not absent & {'torch', 'numpy', 'peft'}
+    r = subprocess.run([sys.executable, '-c', WITHOUT, ' '.join(absent)], cwd=ROOT, capture_output=True, text=True)
+    assert (r.returncode, r.stdout.strip())==(0, 'True set()'), r.stdout+r.stderr[-2000:]
 
 def _pytest(top, *args):
     r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *args], cwd=top,
