@@ -27,10 +27,9 @@ from tqdm.auto import tqdm
 
 from .archive import Archive
 from .core import Group, InputError, Sample, Stream, read_jsonl, write_atomic
-from .data.images import image_size
 from .data.samples import Samples
-from .evaluate.ask import evaluate, reasoning_text
-from .evaluate.facts import names_places
+from .evaluate.ask import evaluate
+from .evaluate.facts import names_places, read_places
 from .evaluate.plots import HeldOut, draw_comparison, draw_scenes
 from .evaluate.report import markdown_table, number_text, range_text
 from .evaluate.statistics import paired_stats, summarise
@@ -252,9 +251,7 @@ def read_answers(
     rows.sort(key=lambda row: place_of[row["id"]])
     for row in rows:
         sample = samples[place_of[row["id"]]]
-        side, _ = image_size(sample.images[0])
-        text = reasoning_text(row["text"])
-        row["place"] = float(names_places(sample.question, text, sample.boxes, side))
+        row["place"] = float(read_places(row["text"], sample).are_true)
     return rows
 
 def compare_answers(

@@ -28,10 +28,10 @@ from matplotlib.patches import Patch, Rectangle
 from ..core import InputError, Sample, is_number, write_atomic
 from ..data.images import load_image
 from .ask import MODES, reasoning_text
-from .facts import named_regions
+from .facts import read_places
 from .statistics import IOU_BINS, checked_results, iou_bins
 from ..judge import SCORES
-from ..needle import BACKGROUND, COLUMNS, ROWS, region
+from ..needle import BACKGROUND, COLUMNS, ROWS
 
 # %% ../../nbs/evaluate/plots.ipynb #36c58803
 _INK = "#222222"    # These four are legible for colour-blind readers too
@@ -185,9 +185,8 @@ def _draw_view(ax, sample, textual, grounded):
     image = load_image(sample.images[0])
     ax.set_facecolor([level / 255 for level in BACKGROUND])
     ax.imshow(_without_background(image), interpolation="nearest", zorder=1)
-    places = named_regions(sample.question, reasoning_text(textual["text"]))
-    targets = {region(box, image.width) for box in sample.boxes}
-    _draw_places(ax, places, targets, image.width)
+    places = read_places(textual["text"], sample)
+    _draw_places(ax, places.named, places.targets, image.width)
     draw_boxes(ax, list(sample.boxes), grounded["boxes"] if grounded else [])
     ax.set(xticks=[], yticks=[], anchor="NW")
 
