@@ -169,7 +169,8 @@ def write_demonstrations(
     for i, row in enumerate(tqdm(rows, desc="demonstrations", disable=not progress)):
         rng = rng_for("failure", row["id"])
         name = failures.draw(rng)
-        row |= dict(textual_answer=row["answer"], grounded_answer=row["answer"], failure=name)
+        true_answer = row.get("true_answer", row["answer"])  # the key may be wrong, a true text is not
+        row |= dict(textual_answer=true_answer, grounded_answer=true_answer, failure=name)
         if name:
             tiles, _, _ = needle_scene("train", i // questions, cfg, seed)
             row |= _failing_columns(rng, name, row, tiles, cfg.size)
