@@ -397,12 +397,24 @@ class OneDNNLinear(torch.nn.Linear):
             return _OneDNNProduct.apply(x, self.weight, self.bias)
         return _onednn_linear(x, self.weight, self.bias)
 
+def _has_onednn() -> bool:
+    "Does this PyTorch have the operator, as it is called here?"
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.ones(2, 3, dtype=torch.float32, device="cpu")
+    weight = x.new_ones(4, 3)
+    try:
+        product = _onednn_linear(x, weight, x.new_ones(4))
+    except (AttributeError, RuntimeError, TypeError):  # absent, or with other arguments
+        return False
+    return torch.equal(product, x.new_full((2, 4), 4.))
+
 def use_onednn(
     model: torch.nn.Module,  # Its linear layers change their class, and keep their weights
 ) -> None:
-    "Multiply with oneDNN where the processor has AVX-512"
+    "Multiply with oneDNN where the processor has AVX-512, and PyTorch the operator"
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not (has_avx512 and torch.backends.mkldnn.is_available()):
+    if not (has_avx512 and _has_onednn()):
         return
     for module in model.modules():
         if type(module) is torch.nn.Linear:
