@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..core import Sample
+from ..core import InputError, Sample
 from ..data.images import image_size
 from ..data.sentences import Facts
 from ..judge import facts_of, rubric_score, says_more
@@ -102,9 +102,10 @@ def names_places(
     side: int,                         # Of the square image, in pixels
 ) -> bool:
     "Are the regions that a text names those of the targets, and no others?"
-    return named_regions(question, text) == target_regions(boxes, side)
+    named = named_regions(question, text)
+    return bool(named) and named == target_regions(boxes, side)
 
-# %% ../../nbs/evaluate/facts.ipynb #9a0556c2
+# %% ../../nbs/evaluate/facts.ipynb #3e15c221
 class Places(NamedTuple):
     "Where a reply says that the targets of its question are, and where they are"
     named: set[str]    # Regions that its reasoning names; none where it has no reasoning between its tags
@@ -113,13 +114,16 @@ class Places(NamedTuple):
     @property
     def are_true(self) -> bool:
         "Are the regions of the targets named, and no others?"
-        return self.named == self.targets
+        return bool(self.named) and self.named == self.targets
 
 def read_places(
     reply: str,      # Of either stream
     sample: Sample,  # A question about a needle scene
 ) -> Places:
     "Which regions a reply names, and which are right"
-    side, _ = image_size(sample.images[0])
+    width, height = image_size(sample.images[0])
+    if width != height:
+        raise InputError(f"{sample.id!r} has an image of {width}x{height} px: nine regions are those of a "
+                         "square needle scene")
     reasoning = read_blocks(reply).think or ""
-    return Places(named_regions(sample.question, reasoning), target_regions(sample.boxes, side))
+    return Places(named_regions(sample.question, reasoning), target_regions(sample.boxes, width))
