@@ -118,7 +118,7 @@ def test_a_run_that_another_command_is_at_is_left_to_it(made, tmp_path):
 
 def test_an_interruption_stops_the_runs(tmp_path):
     "Ctrl-C that reaches the command alone: its processes end with it, and what was not begun is not begun"
-    argv = ["ablate", "--arm", "full", "--seeds", "0", "1", "--steps", "1000", "--out", str(tmp_path)]
+    argv = ["ablate", "--arm", "full", "--seeds", "0", "1", "--workers", "1", "--steps", "1000", "--out", str(tmp_path)]
     code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ivgr.tools.cli import main; exit(main({argv}))"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("full-0-*.log")) and process.poll() is None: time.sleep(.1)
