@@ -1,5 +1,6 @@
 "Many runs: made once, each on its own, and made again only when their settings have changed"
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -121,10 +122,13 @@ def test_an_interruption_stops_the_runs(tmp_path):
     argv = ["ablate", "--arm", "full", "--seeds", "0", "1", "--workers", "1", "--steps", "1000", "--out", str(tmp_path)]
     code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ivgr.tools.cli import main; exit(main({argv}))"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("full-0-*.log")) and process.poll() is None: time.sleep(.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60)==130 and "the same command" in process.stderr.read()
-    assert not list(tmp_path.glob("full-1-*.log"))
+    try:
+        while not list(tmp_path.glob("full-0-*.log")) and process.poll() is None: time.sleep(.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60)==130 and "the same command" in process.stderr.read()
+        assert not list(tmp_path.glob("full-1-*.log"))
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)   # with its runs
 
 def test_the_latest_of_equal_rows_counts_and_damage_is_told(tmp_path):
     row = dict(arm="a", seed=0, split="test", mode="textual")

@@ -24,6 +24,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -384,9 +385,13 @@ def _make_runs(
     "Make runs, several at a time, with a progress bar where there is a terminal"
     processes: list[subprocess.Popen] = []
     outcomes = {}
+    stopping = Event()
     def make(job):
-        processes.append(_start_process(job, out))
-        return processes[-1].wait()
+        process = _start_process(job, out)
+        processes.append(process)
+        if stopping.is_set():  # the interruption came while it started
+            process.terminate()
+        return process.wait()
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run", disable=None) as bar:
         futures = dict(zip([pool.submit(make, job) for job in jobs], jobs))
         try:
@@ -398,6 +403,7 @@ def _make_runs(
                 say(f"{job.name}: {outcome}{hint}")
                 bar.update()
         finally: # after an interruption too
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
