@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DELIMITERS', 'LARGEST_PAGE', 'HELD', 'LONG', 'LARGEST_GROUP', 'split_fields', 'TextTable', 'Unsupported',
-           'unpack_numbers', 'Region', 'snappy_length', 'LargeColumn', 'ParquetTable', 'open_table']
+           'unpack_numbers', 'Region', 'snappy_length', 'Entry', 'LargeColumn', 'leaf_fields', 'assemble',
+           'ParquetTable', 'open_table']
 
 # %% ../../nbs/data/tables.ipynb #a07069d0
 import io
@@ -350,17 +351,25 @@ class _Page(NamedTuple):
     header: dict  # Of its kind: 5 data, 7 dictionary, 8 data of the second version
     kind: int
 
+class Entry(NamedTuple):
+    "What a column holds at one place"
+    level: int    # How far down there is something; the highest level: there is a value
+    value: Any    # None where there is none
+
 class LargeColumn(Sequence):
     "The texts or bytes of one column of a row group, each read when it is asked for"
     def __init__(self,
-        region: Region,  # The file
-        chunk: Any,      # The column's metadata, from pyarrow
-        optional: bool,  # May values be missing?
+        region: Region,   # The file
+        chunk: Any,       # The column's metadata, from pyarrow
+        max_level: int,   # How many of value and what is around it may be missing; 0: nothing
+        repeated: bool = False,  # Is it in a list, of which a row holds several?
     ):
         self.region = region
         self.codec = chunk.compression.lower()
-        self.optional = optional
+        self.max_level = max_level
+        self.repeated = repeated
         self.n_values = chunk.num_values
+        self.n_rows = 0
         self.last = -1  # page that was opened last
         self.dictionary: Any = None
         self.pages: list[_Page] = []
@@ -371,7 +380,7 @@ class LargeColumn(Sequence):
         self._find_pages(start)
 
     def __len__(self):
-        return self.n_values
+        return self.n_rows
 
     def _find_pages(self, start):
         n_found = 0
@@ -382,8 +391,18 @@ class LargeColumn(Sequence):
                 self.dictionary = _Values(self._content(page), 0)
                 continue
             self.pages.append(page)
-            self.first_rows.append(n_found)
+            self.first_rows.append(self.n_rows)
+            self.n_rows += self._count_rows(page)
             n_found += page.header[1]
+
+    def _count_rows(self, page):
+        "The rows that begin in a page"
+        if not self.repeated:
+            return page.header[1]
+        repeats = self._levels(page)[0]
+        if repeats[0]:
+            raise Unsupported("a list that goes on in the next page")
+        return repeats.count(0)
 
     def _content(self, page, skipped=0):
         "The content of a page after the levels of its second version"
@@ -401,25 +420,29 @@ class LargeColumn(Sequence):
         import pyarrow as pa
         return _Whole(pa.decompress(self.region.read(start, packed), size, self.codec, asbytes=True))
 
-    def _open(self, number):
-        "Read the levels of a page: where each row has its value"
-        page = self.pages[number]
-        n_rows = page.header[1]
-        levels = [1] * n_rows
-        place = 0
+    def _levels(self, page):
+        "Of each entry, whether it goes on with a list, and its level; the content; where values begin"
+        n = page.header[1]
+        widths = [int(self.repeated), self.max_level.bit_length()]
         if page.kind == 8:
-            n_levels = page.header[5]
-            content = self._content(page, n_levels + page.header.get(6, 0))
-            if self.optional:
-                levels = unpack_numbers(self.region.read(page.start, n_levels), 1, n_rows)
+            sizes = [page.header.get(6, 0), page.header[5]]
+            content = self._content(page, sum(sizes))
+            repeats = self.region.read(page.start, sizes[0])
+            levels = self.region.read(page.start + sizes[0], sizes[1])
+            place = 0
         else:
             content = self._content(page)
-            if self.optional:
-                n_levels = int.from_bytes(content.read(0, 4), "little")
-                levels = unpack_numbers(content.read(4, n_levels), 1, n_rows)
-                place = 4 + n_levels
-        self.levels = levels
-        self.values = self._values(content, place, page.header[4 if page.kind == 8 else 2], sum(levels))
+            repeats, place = _sized(content, 0, widths[0])
+            levels, place = _sized(content, place, widths[1])
+        return unpack_numbers(repeats, widths[0], n), unpack_numbers(levels, widths[1], n), content, place
+
+    def _open(self, number):
+        "Read the levels of a page: where each row begins, and has its values"
+        page = self.pages[number]
+        repeats, self.levels, content, place = self._levels(page)
+        self.starts = [k for k, again in enumerate(repeats) if not again]
+        n_present = self.levels.count(self.max_level)
+        self.values = self._values(content, place, page.header[4 if page.kind == 8 else 2], n_present)
         self.last = number
 
     def _values(self, content, place, encoding, n):
@@ -434,14 +457,35 @@ class LargeColumn(Sequence):
         numbers = unpack_numbers(content.read(place + 1, content.size - place - 1), width, n)
         return _Looked(self.dictionary, numbers)
 
-    def __getitem__(self, i):
-        if not 0 <= i < self.n_values:
-            raise IndexError(f"row {i} of {self.n_values}")
+    def entries(self,
+        i: int,          # Number of the row in its group
+    ) -> list[Entry]:    # One, but in a list as many as it has; an empty list has one without a value
+        "What a row holds"
+        if not 0 <= i < self.n_rows:
+            raise IndexError(f"row {i} of {self.n_rows}")
         number = bisect_right(self.first_rows, i) - 1
         if number != self.last:
             self._open(number)
         i -= self.first_rows[number]
-        return self.values[sum(self.levels[:i])] if self.levels[i] else None
+        start, stop = [*self.starts, len(self.levels)][i:i + 2]
+        place = self.levels[:start].count(self.max_level)
+        found = []
+        for level in self.levels[start:stop]:
+            present = level == self.max_level
+            found.append(Entry(level, self.values[place] if present else None))
+            place += present
+        return found
+
+    def __getitem__(self, i):
+        entry, *_ = self.entries(i)
+        return entry.value
+
+def _sized(content, place, width):
+    "Levels with their size before them, and where they end; where they have no bits, nothing is written"
+    if not width:
+        return b"", place
+    size = int.from_bytes(content.read(place, 4), "little")
+    return content.read(place + 4, size), place + 4 + size
 
 class _Values:
     "Texts one after the other, each with its length before it"
@@ -482,6 +526,56 @@ def _read_page(region, start):
     kind, = fields.keys() & {5, 7, 8}
     return _Page(start + stream.tell(), fields[3], fields[2], fields[kind], kind)
 
+# %% ../../nbs/data/tables.ipynb #1a4aa353
+def leaf_fields(
+    field: Any,  # Of an Arrow schema
+) -> list | None:  # None: it is nested otherwise, or holds something else
+    "The columns of texts or bytes in a field: one, or those of a struct; perhaps in a list"
+    import pyarrow as pa
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        field = kind.value_field
+        kind = field.type
+    leaves = [kind.field(k) for k in range(kind.num_fields)] if pa.types.is_struct(kind) else [field]
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if leaves and all(any(test(leaf.type) for test in tests) for leaf in leaves):
+        return leaves
+    return None
+
+def _lowered(entries):
+    return [Entry(entry.level - 1, entry.value) for entry in entries]
+
+def _one(field, entries):
+    "A value without a list around it, from an entry of each of its columns"
+    import pyarrow as pa
+    kind = field.type
+    if field.nullable:
+        if not entries[0].level:
+            return None
+        entries = _lowered(entries)
+    if pa.types.is_struct(kind):
+        children = [kind.field(k) for k in range(kind.num_fields)]
+        return {child.name: _one(child, [entry]) for child, entry in zip(children, entries)}
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return entries[0].value.decode() if is_text else entries[0].value
+
+def assemble(
+    field: Any,                 # Of an Arrow schema
+    columns: Sequence[Sequence[Entry]],  # Of each of its `leaf_fields`: what a row holds
+) -> Any:                       # Text, bytes, a dict of these, a list of any of them, or None
+    "A row's value from its columns"
+    import pyarrow as pa
+    items = [list(entries) for entries in zip(*columns)]
+    if not (pa.types.is_list(field.type) or pa.types.is_large_list(field.type)):
+        return _one(field, items[0])
+    if field.nullable:
+        if not items[0][0].level:
+            return None
+        items = [_lowered(entries) for entries in items]
+    if not items[0][0].level:
+        return []
+    return [_one(field.type.value_field, _lowered(entries)) for entries in items]
+
 # %% ../../nbs/data/tables.ipynb #8f806c39
 HELD = 1 << 26           # Bytes of small columns together
 LONG = 1 << 14           # Bytes of a value, on average, from which a column is large
@@ -515,7 +609,7 @@ class ParquetTable(Sequence):
         tables = [self._open(k).read(columns=names) for k in range(len(self.files))]
         self.small = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         self.values_decoded: dict[str, int] = {}  # Of large columns, so far
-        self.columns: dict[tuple, LargeColumn | None] = {}
+        self.columns: dict[tuple, list[LargeColumn] | None] = {}  # Of row groups, by number and name
         self.last: tuple = (None, None)           # Group and column that Arrow decoded last
 
     @property
@@ -605,17 +699,15 @@ class ParquetTable(Sequence):
     def _large_value(self, number, name, i):
         import pyarrow as pa
         group = self.groups[number]
-        kind = self.schema.field(name).type
-        column = self._flat_column(number, name)
-        if column is not None:
+        field = self.schema.field(name)
+        leaves = self._leaves(number, name)
+        if leaves:
             try:
-                value = column[i - group.first_row]
-                is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-                return pa.scalar(value.decode() if is_text and value is not None else value, kind)
+                value = assemble(field, [leaf.entries(i - group.first_row) for leaf in leaves])
+                return pa.scalar(value, field.type)
             except Unsupported:
                 self.columns[number, name] = None
-        size = sum(chunk.total_uncompressed_size for chunk in _chunks(group.metadata)
-                   if chunk.path_in_schema.split(".")[0] == name)
+        size = sum(chunk.total_uncompressed_size for chunk in _chunks(group.metadata, name))
         if size > LARGEST_GROUP:
             return self._copy.column(name)[i]
         if self.last[0] != (number, name):
@@ -624,30 +716,25 @@ class ParquetTable(Sequence):
             self.last = (number, name), table.column(name)
         return self.last[1][i - group.first_row]
 
-    def _flat_column(self, number, name):
-        "The column of a row group by value; None where it is nested, or in a form that only Arrow reads"
-        import pyarrow as pa
+    def _leaves(self, number, name):
+        "The columns of a field in a row group, by value; None where it is in a form that only Arrow reads"
         key = number, name
         if key not in self.columns:
-            kind = self.schema.field(name).type
             group = self.groups[number]
-            is_flat = (pa.types.is_string(kind) or pa.types.is_large_string(kind)
-                       or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
             self.columns[key] = None
-            if is_flat and hasattr(os, "pread"):
-                chunk, = (c for c in _chunks(group.metadata) if c.path_in_schema == name)
-                optional = self._is_optional(group.file, name)
+            if leaf_fields(self.schema.field(name)) and hasattr(os, "pread"):
                 try:
-                    self.columns[key] = LargeColumn(Region(self.files[group.file]), chunk, optional)
+                    self.columns[key] = [self._leaf(group, chunk) for chunk in _chunks(group.metadata, name)]
                 except Unsupported:
                     pass
         return self.columns[key]
 
-    def _is_optional(self, file, name):
-        "May values of a flat column be missing?"
-        schema = self.metadata[file].schema
+    def _leaf(self, group, chunk):
+        schema = self.metadata[group.file].schema
         columns = [schema.column(k) for k in range(len(schema))]
-        return any(column.max_definition_level > 0 for column in columns if column.path == name)
+        column, = (column for column in columns if column.path == chunk.path_in_schema)
+        repeated = column.max_repetition_level > 0
+        return LargeColumn(Region(self.files[group.file]), chunk, column.max_definition_level, repeated)
 
     @cached_property
     def _copy(self):
@@ -656,9 +743,10 @@ class ParquetTable(Sequence):
         names = [str(file) for file in self.files]
         return load_dataset("parquet", data_files={"data": names}, split="data").data.table
 
-def _chunks(group):
-    "Metadata of the columns of a row group"
-    return [group.column(k) for k in range(group.num_columns)]
+def _chunks(group, name=None):
+    "Metadata of the columns of a row group; of those of one field"
+    chunks = [group.column(k) for k in range(group.num_columns)]
+    return [chunk for chunk in chunks if name in (None, chunk.path_in_schema.split(".")[0])]
 
 # %% ../../nbs/data/tables.ipynb #8c1e8978
 def open_table(
