@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SourceSurvey', 'Survey', 'survey', 'extent', 'survey_table', 'write_good', 'choose_rows', 'draw_samples',
-           'read_completions', 'completions_table']
+           'read_rollouts', 'read_completions', 'reward_lines', 'completions_table']
 
 # %% ../../nbs/data/inspect.ipynb #e906b4c2
 import json
@@ -254,28 +254,45 @@ def draw_samples(
     return finish_figure(fig, path)
 
 # %% ../../nbs/data/inspect.ipynb #ca37fa98
+_KEPT = {"batch", "id", "stream", "question", "truth", "text", "parts", "total", "advantage", "truncated"}
+
+def read_rollouts(
+    run: str | Path,               # Output directory of `ivgr train`
+) -> tuple[list[dict], dict]:      # One a rollout; and the run's settings
+    "All rollouts that a run has kept"
+    run = Path(run)
+    try:
+        rows = read_jsonl(run/"completions.jsonl", unfinished=True)  # the run may be in the middle of a line
+        settings = json.loads((run/"run.json").read_text())
+    except OSError as e:
+        raise InputError(f"can't read {e.filename!r}: {e.strerror}; "
+                         "give the output_dir of `ivgr train`") from None
+    except json.JSONDecodeError as e:
+        raise InputError(f"{str(run/'run.json')!r} is damaged ({e}): take the file from a copy") from None
+    if "updates_per_rollout" not in settings:
+        raise InputError(f"{str(run)!r} is no run of `ivgr train`: its run.json has no updates_per_rollout")
+    if not rows:
+        raise InputError(f"{str(run)!r} has kept no rollouts, or none yet: "
+                         "`completions` says how many of each step")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not _KEPT <= row.keys():
+            raise InputError(f"{str(run/'completions.jsonl')!r}, row {number} is no rollout: delete its line")
+    return rows, settings
+
 def read_completions(
     run: str | Path,          # Output directory of `ivgr train`
     step: int | None = None,  # As counted in `metrics.jsonl`; None: the last one
 ) -> list[dict]:              # One a rollout
     "The rollouts that a run has kept of a step"
-    run = Path(run)
-    try:
-        rows = read_jsonl(run/"completions.jsonl", unfinished=True)  # the run may be in the middle of a line
-        updates = json.loads((run/"run.json").read_text())["updates_per_rollout"]
-    except OSError as e:
-        raise InputError(f"can't read {e.filename!r}: {e.strerror}; "
-                         "give the output_dir of `ivgr train`") from None
-    if not rows:
-        raise InputError(f"{str(run)!r} has kept no rollouts, or none yet: "
-                         "`completions` says how many of each step")
+    rows, settings = read_rollouts(run)
+    updates = settings["updates_per_rollout"]
     first = rows[0]["batch"]
     last = rows[-1]["batch"]
     batch = last if step is None else (step - 1) // updates
     of_step = [row for row in rows if row["batch"] == batch]
     if not of_step:
         steps = f"{first * updates + 1} to {(last + 1) * updates}"
-        raise InputError(f"step={step}: {str(run)!r} has rollouts of steps {steps}")
+        raise InputError(f"step={step}: {str(Path(run))!r} has rollouts of steps {steps}")
     return of_step
 
 # %% ../../nbs/data/inspect.ipynb #0f12b6ee
@@ -289,15 +306,15 @@ def _safe_text(
     printable = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
     return Text("".join(printable), style)
 
-def _reward_lines(
-    row: dict,  # From `read_completions`
-) -> str:
+def reward_lines(
+    row: dict,    # From `read_completions`
+) -> list[str]:
     "Each part of the reward and the total, one a line"
     lines = []
     for name, value in [*row["parts"].items(), ("total", row["total"])]:
         number = "missing" if value is None else f"{value:.2f}"
         lines.append(f"{number} {name}")
-    return "\n".join(lines)
+    return lines
 
 def _advantage_text(
     advantage: float,  # Over the other replies to the same question in the same stream
@@ -323,6 +340,6 @@ def completions_table(
         reply = _safe_text(row["text"])
         if row["truncated"]:
             reply.append(" (cut off)", "bold red")
-        rewards = _safe_text(_reward_lines(row))
+        rewards = _safe_text("\n".join(reward_lines(row)))
         table.add_row(stream, question, reply, rewards, _advantage_text(row["advantage"]))
     return table

@@ -8,7 +8,6 @@ __all__ = ['MAX_BYTES', 'page_reply', 'Scene', 'example_scenes', 'is_loopback', 
 # %% ../../nbs/serve/app.ipynb #4e1b7ed6
 import base64
 import binascii
-import io
 import ipaddress
 import json
 import threading
@@ -21,10 +20,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
-from PIL import Image
 
 from ..core import InputError
-from ..data.images import Encoded, load_image
+from ..data.images import Encoded, image_url, load_image
 from ..data.samples import Samples
 from ..evaluate.ask import reasoning_text
 from ..needle import write_needle
@@ -33,16 +31,6 @@ from .talk import ask_about, crops_of, unknown_words
 
 # %% ../../nbs/serve/app.ipynb #e2dbb703
 _SIDE = 1600  # Longest side of a picture that goes to the page, in pixels
-
-def _data_url(
-    picture: Image.Image,
-) -> str:
-    "A picture as the page can show it; a large one is shrunk"
-    small = picture.copy()
-    small.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 def _read_picture(url):
     "The picture of a data URL, which is what a browser makes of a file"
@@ -72,8 +60,8 @@ def page_reply(
     return dict(
         replies=[_shown(row) for row in rows],
         boxes=boxes,
-        crops=[_data_url(crop) for crop in crops_of(policy, [picture], rows)],
-        image=_data_url(picture),
+        crops=[image_url(crop, _SIDE, compress_level=1) for crop in crops_of(policy, [picture], rows)],
+        image=image_url(picture, _SIDE, compress_level=1),
         width=picture.width,
         height=picture.height,
         unknown=unknown_words(policy, question))
