@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..boxes import convert, distinct_boxes, pairwise_iou, union_box
+from ..boxes import distinct_boxes, pairwise_iou, union_box
 from ivgr.core import (
-    Frame, Group, InputError, Reward, Rollout, Sample, Stream, read_jsonl, rng_for, write_jsonl
+    Group, InputError, Reward, Rollout, Sample, Stream, read_jsonl, rng_for, write_jsonl
 )
 from ..data.answers import answer_accuracy
 from ..data.conversations import shown_size
 from ..data.images import image_digest, image_size, load_image
 from ..policy import Policy, tokenize_prompts
-from ..rewards import answer_of, base_rewards, format_reward
+from ..rewards import answer_of, base_rewards, format_reward, written_boxes
 from ..sampler import make_groups, sample_rollouts
 
 # %% ../../nbs/evaluate/ask.ipynb #e578d48b
@@ -62,8 +62,7 @@ def _row(
     sample = group.sample
     parsed = rollout.parsed
     stream = str(rollout.stream)
-    original = Frame.original(*group.image_size)
-    boxes = convert(parsed.boxes, group.frame, original).tolist() if parsed.boxes else []
+    boxes = written_boxes(group, rollout)
     return dict(
         id=sample.id,
         mode=stream,

@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['SCENES', 'Scene', 'MOST_REPLIES', 'Pictures', 'read_scenes', 'find_samples', 'run_page', 'write_run_page']
 
-# %% ../../nbs/evaluate/run_page.ipynb #3b92b6e0
-from collections.abc import Iterable, Mapping, Sequence
+# %% ../../nbs/evaluate/run_page.ipynb #476ab28a
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from ..core import InputError, Sample, read_jsonl, write_atomic
 from ..data.images import load_image
@@ -21,7 +19,7 @@ from .plots import compare_words
 from .report import html_page, page_text, svg_image, svg_picture
 from ..prompts import strip_placeholders
 
-# %% ../../nbs/evaluate/run_page.ipynb #3f37758c
+# %% ../../nbs/evaluate/run_page.ipynb #4ea2b34f
 class Pictures:
     "The pictures of a page, each of them once"
     def __init__(self,
@@ -71,7 +69,7 @@ class Pictures:
         "What the page holds of them, itself unseen"
         return f'<svg width="0" height="0" style="position:absolute"><defs>{"".join(self.parts)}</defs></svg>'
 
-# %% ../../nbs/evaluate/run_page.ipynb #f99a9295
+# %% ../../nbs/evaluate/run_page.ipynb #05105279
 SCENES = "scenes"  # Directory in a run
 Scene = dict[int, list[dict]]  # What a policy replied to a question: step to rows, in the order of the steps
 
@@ -87,7 +85,7 @@ def read_scenes(
         scenes.setdefault(row["id"], {}).setdefault(row["step"], []).append(row)
     return scenes
 
-# %% ../../nbs/evaluate/run_page.ipynb #ca4ab2bb
+# %% ../../nbs/evaluate/run_page.ipynb #5cabf1ed
 _SIGNS = {1: ("✓", "right"), 0: ("✗", "wrong")}  # By accuracy
 
 def _words_html(text, other):
@@ -128,9 +126,9 @@ def _scene_html(pictures, scene):
     between = [_scene_reply(row, row) for step in steps[1:-1] for row in scene[step]]
     if between:
         between = ["<details><summary>in between</summary>", *between, "</details>"]
-    return (f"<article><p><b>{page_text(before[0]['question'])}</b><br>Truth: {page_text(before[0]['truth'])} "
-            f"<small>({page_text(before[0]['id'])})</small></p>"
-            f'<div class="pair">{"".join(views)}</div>{"".join(between)}</article>')
+    question, truth, name = (page_text(before[0][key]) for key in ("question", "truth", "id"))
+    asked = f"<p><b>{question}</b><br>Truth: {truth} <small>({name})</small></p>"
+    return f'<article>{asked}<div class="pair">{"".join(views)}</div>{"".join(between)}</article>'
 
 def _scene_blocks(run, pictures):
     "The part of the page about questions that were asked again and again"
@@ -142,9 +140,10 @@ def _scene_blocks(run, pictures):
             pictures.add(f"{SCENES}/{name}", run/SCENES/Path(name).name, row["size"] if first else None)
     if not scenes:
         return []
-    return ["<h2>The same questions before and now</h2>"] + [_scene_html(pictures, s) for s in scenes.values()]
+    title = "<h2>The same questions before and now</h2>"
+    return [title] + [_scene_html(pictures, scene) for scene in scenes.values()]
 
-# %% ../../nbs/evaluate/run_page.ipynb #ca63dea3
+# %% ../../nbs/evaluate/run_page.ipynb #e3ee7a8d
 def find_samples(
     samples: Samples,             # The data of a run
     questions: Mapping[str, str], # Id to question
@@ -170,7 +169,7 @@ def _samples_of(settings, rows):
         return {}
     return find_samples(samples, {row["id"]: row["question"] for row in rows})
 
-# %% ../../nbs/evaluate/run_page.ipynb #d85cdad2
+# %% ../../nbs/evaluate/run_page.ipynb #5843193f
 def _rollout_html(row):
     "A rollout: its stream, advantage and rewards, and its text"
     css_class = ""
@@ -207,7 +206,7 @@ def _step_blocks(rows, updates, samples, pictures):
             blocks.append(_rollouts_html(pictures, replies, samples.get(name)))
     return blocks
 
-# %% ../../nbs/evaluate/run_page.ipynb #12b488f7
+# %% ../../nbs/evaluate/run_page.ipynb #a0607c24
 MOST_REPLIES = 200  # On a page: the last ones
 
 _LEGEND = ("<p>Lines on pictures: black, true boxes; dashed, boxes that the policy wrote. Signed numbers are "
@@ -220,10 +219,10 @@ def _notes(n_shown, n_kept, pictures, rows, samples):
         notes.append(f"The last {n_shown} of {n_kept} replies; --step shows those of one step.")
     lost = {row["id"] for row in rows} - samples.keys()
     if lost:
-        notes.append(f"{len(lost)} questions have no picture: they are not found in the run's data.")
+        notes.append(f"Questions without a picture, for the run's data do not have them: {len(lost)}.")
     if pictures.left_out:
-        notes.append(f"{len(pictures.left_out)} pictures are left out: {pictures.most} are shown at most, and "
-                     "none that can't be read.")
+        notes.append(f"Pictures that are left out: {len(pictures.left_out)}. A page has {pictures.most} at "
+                     "most, and none that can't be read.")
     return [f"<p><small>{page_text(' '.join(notes))}</small></p>"] if notes else []
 
 def run_page(

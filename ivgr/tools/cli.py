@@ -500,7 +500,10 @@ def _replies_parser()->argparse.ArgumentParser:
     parser = _command_parser("replies", about)
     parser.add_argument("run", metavar="DIR", help="output_dir of `ivgr train`, finished or going on")
     parser.add_argument("--step", type=int, default=None,
-        help="as metrics.jsonl counts them; default the last one")
+        help="as metrics.jsonl counts them; default the last one, on a page the last ones")
+    parser.add_argument("--page", nargs="?", const="", default=None, metavar="FILE.html",
+        help="write one page for a browser instead, with pictures, boxes, and what --picture_steps has kept; "
+             "default replies.html in DIR")
     return parser
 
 def _run_replies(
@@ -510,6 +513,10 @@ def _run_replies(
     from rich.console import Console
     from ivgr.data.inspect import completions_table, read_completions
     flags = _replies_parser().parse_args(argv)
+    if flags.page is not None:
+        from ivgr.evaluate.run_page import write_run_page
+        print(write_run_page(flags.run, flags.page or None, flags.step))
+        return
     rows = read_completions(flags.run, flags.step)
     table = completions_table(rows)
     if os.environ.get("NO_COLOR"):
@@ -806,8 +813,11 @@ def _run_ask(
     argv:Sequence[str], # Flags
 )->None:
     "`ivgr ask`"
+    from ivgr.evaluate.plots import figure_kind
     from ivgr.serve.talk import ask_about, crops_of, draw_replies, open_pictures, reply_lines, unknown_words
     flags = _ask_parser().parse_args(argv)
+    if flags.out:
+        figure_kind(flags.out)  # refuses an ending before the answer is waited for
     question = _read_question(flags)
     pictures = open_pictures(flags.images, sys.stdin.buffer if "-" in flags.images else None)
     policy = _load_wanted(flags)
@@ -1063,7 +1073,7 @@ COMMANDS = {
     "sft": Command(_run_sft, _sft_parser, "cold start: fine-tune on demonstrations in both formats"),
     "train": Command(_run_train, _train_parser, "train a policy with dual-stream GRPO"),
     "replies": Command(_run_replies, _replies_parser,
-                       "what the policy said at a step of training, and its rewards"),
+                       "what the policy said in training, and its rewards; on a page: with pictures"),
     "plan": Command(_run_plan, _plan_parser, "what a training step needs, and what fits a card"),
     "bench": Command(_run_bench, _bench_parser, "what a step costs, beside the unshared baseline and TRL"),
     "eval": Command(_run_eval, _eval_parser,

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from ..core import Group, InputError, rng_for, write_atomic
+from ..rewards import written_boxes
 from .settings import absolute
 from .stops import Stopped
 
@@ -444,6 +445,7 @@ def _completion_row(
         total=rollout.reward.total,
         advantage=rollout.advantage,
         truncated=rollout.truncated,
+        boxes=written_boxes(group, rollout),
     )
 
 def write_completions(
