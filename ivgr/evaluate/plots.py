@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'new_figure', 'figure_kind', 'finish_figure', 'wrap_text', 'Change', 'read_changes', 'first_of_each_kind',
-           'Word', 'compare_words', 'draw_boxes', 'draw_scenes', 'draw_iou_bins', 'smooth', 'Series', 'Panel',
-           'draw_curves', 'Measure', 'HeldOut', 'draw_comparison']
+           'Word', 'compare_words', 'draw_boxes', 'draw_scenes', 'draw_scene', 'draw_iou_bins', 'smooth', 'Series',
+           'Panel', 'draw_curves', 'Measure', 'HeldOut', 'draw_comparison']
 
 # %% ../../nbs/evaluate/plots.ipynb #6975aa9d
 import io
@@ -240,14 +240,14 @@ def _reply_lines(name, row, words, width, size=11):
     lines = [_text_line(line, colour, size) for line in _lines_of(words, width, 4)]
     return [head, *lines]
 
-def _draw_change(ax, change, width=36):
+def _draw_change(ax, change, width=36, names=("before", "after"), size=11):
     "Both replies in words, with what changed in colour"
     ax.set_axis_off()
     old_text = reasoning_text(change.before["text"])
     new_text = reasoning_text(change.after["text"])
     old, new = compare_words(old_text, new_text)
-    old_lines = _reply_lines("before", change.before, old, width)
-    new_lines = _reply_lines("after", change.after, new, width)
+    old_lines = _reply_lines(names[0], change.before, old, width, size)
+    new_lines = _reply_lines(names[1], change.after, new, width, size)
     gap = _text_area(" ", 3)
     block = VPacker(children=[*old_lines, gap, *new_lines], pad=0, sep=2.5)
     box = AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0, frameon=False,
@@ -307,6 +307,46 @@ def draw_scenes(
         ax.annotate(name, (0, 1), (0, 24), "axes fraction", "offset points", fontsize=11)
     _scene_legend(fig)
     fig.text(.015, .1 / height, textwrap.fill(_rule_text(changes), 92), fontsize=9, color="#444444")
+    return finish_figure(fig, path)
+
+# %% ../../nbs/evaluate/plots.ipynb #1c1736d0
+def _draw_picture(ax, sample, rows):
+    "A picture with true and written boxes, in pixels of its file; places are shaded where a text names them"
+    by_mode = {row["mode"]: row for row in rows}
+    textual = by_mode.get("textual")
+    grounded = by_mode.get("grounded")
+    if textual and named_regions(sample.question, reasoning_text(textual["text"])):
+        _draw_view(ax, sample, textual, grounded)
+        return
+    image = load_image(sample.images[0])
+    width, height = image.size
+    image.thumbnail((800, 800))
+    ax.imshow(image, extent=(0, width, height, 0))
+    draw_boxes(ax, list(sample.boxes), grounded["boxes"] if grounded else [])
+    ax.set(xticks=[], yticks=[], anchor="NW")
+
+def draw_scene(
+    sample: Sample,                  # What was asked
+    before: Sequence[dict],          # A row for each stream, from `answer`
+    now: Sequence[dict],             # The same, later
+    names: tuple[str, str] = ("before", "now"),  # Of the two
+    path: str | Path | None = None,  # Where to save it: `.png`, `.pdf`, `.svg`
+) -> Figure:
+    "A picture at two times: where a policy looked, and what it replied in each stream"
+    old_rows = {row["mode"]: row for row in before}
+    changes = [Change("", old_rows.get(row["mode"], row), row) for row in now]
+    fig = new_figure(9, 3.1)
+    grid = fig.add_gridspec(len(changes), 3, width_ratios=(1, 1, 1.5), left=.01, right=.99, top=.84, bottom=.02,
+                            wspace=.04)
+    for k, (name, rows) in enumerate(zip(names, (before, now))):
+        ax = fig.add_subplot(grid[:, k])
+        _draw_picture(ax, sample, rows)
+        ax.set_title(name, loc="left", fontsize=9)
+    for k, change in enumerate(changes):
+        labels = tuple(f"{change.after['mode']}, {name}" for name in names)
+        _draw_change(fig.add_subplot(grid[k, 2]), change, 52, labels, 8)
+    title = textwrap.shorten(f"{sample.question} → {sample.answer}", 110, placeholder=" …")
+    fig.text(.01, .98, title, va="top", fontsize=10, weight="bold", parse_math=False)
     return finish_figure(fig, path)
 
 # %% ../../nbs/evaluate/plots.ipynb #4bd2a11a

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE_ON_RESUME', 'BLOCK', 'WHOLE', 'whole_checkpoints', 'mark_unfinished', 'way_on', 'check_files',
            'lasting_settings', 'fingerprint', 'report_folder', 'prepare_run_dir', 'locked', 'random_states',
-           'saving_when_stopped', 'advising', 'keep_until', 'RunLog', 'write_completions']
+           'saving_when_stopped', 'advising', 'keep_until', 'add_lines', 'RunLog', 'choose_completions',
+           'write_completions']
 
 # %% ../../nbs/train/runs.ipynb #81832645
 import hashlib
@@ -141,7 +142,7 @@ MAY_CHANGE_ON_RESUME = {
     "include_for_metrics", "batch_eval_metrics", "full_determinism", "judge_required", "strict",
 }
 _MAY_CHANGE_BEGINNINGS = (
-    "logging_", "log_", "save_", "eval_", "hub_", "trackio_", "ddp_", "dataloader_", "do_")
+    "logging_", "log_", "save_", "eval_", "picture_", "hub_", "trackio_", "ddp_", "dataloader_", "do_")
 _MAY_MOVE = {"judge_url", "reward_code"}  # Kept, and named where they change: a server may have moved
 
 def _may_change(name):
@@ -372,7 +373,7 @@ def keep_until(
     write_atomic(path, "".join(line for line in lines if known(line)))
 
 # %% ../../nbs/train/runs.ipynb #ea866fa2
-def _add_lines(
+def add_lines(
     path: Path,                          # A JSONL file; need not exist
     rows: Sequence[Mapping[str, Any]],   # One a line
 )->None:
@@ -412,7 +413,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs or not state.is_world_process_zero:
             return
-        _add_lines(Path(args.output_dir)/"metrics.jsonl", [{**logs, "step": state.global_step}])
+        add_lines(Path(args.output_dir)/"metrics.jsonl", [{**logs, "step": state.global_step}])
         values = {name: f"{logs[key]:.3f}" for name, key in self.shown.items() if key in logs}
         if not self.bar.disable:
             self.bar.set_postfix(values)
@@ -448,14 +449,23 @@ def _completion_row(
         boxes=written_boxes(group, rollout),
     )
 
-def write_completions(
-    out: str|Path,            # Output directory of the run
+def choose_completions(
     groups: Sequence[Group],  # Of a batch, scored, with advantages
     batch: int,               # Its number, from 0
     count: int,               # How many rollouts
     seed: int,                # Of the choice
+)->list[tuple[Group, dict[str, Any]]]:  # A rollout's group, and its line
+    "Some rollouts of a batch"
+    rows = [(g, _completion_row(g, r, batch)) for g in groups for r in g.rollouts]
+    return rng_for(seed, "completions", batch).sample(rows, min(count, len(rows)))
+
+def write_completions(
+    out: str|Path,            # Output directory of the run
+    groups: Sequence[Group],  # As for `choose_completions`
+    batch: int,               # The same
+    count: int,               # The same
+    seed: int,                # The same
 )->None:
     "Add some rollouts of a batch to `completions.jsonl`"
-    rows = [_completion_row(g, r, batch) for g in groups for r in g.rollouts]
-    chosen = rng_for(seed, "completions", batch).sample(rows, min(count, len(rows)))
-    _add_lines(Path(out)/"completions.jsonl", chosen)
+    rows = [row for _, row in choose_completions(groups, batch, count, seed)]
+    add_lines(Path(out)/"completions.jsonl", rows)
