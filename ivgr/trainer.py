@@ -129,6 +129,10 @@ class DualStreamConfig(ObjectiveConfig):
         True, "Run image and question once for all rollouts of a query; false: the unshared baseline, once "
               "for each")
     completions: int = setting(4, "Rollouts of a step that go into completions.jsonl")
+    picture_steps: int|None = setting(
+        None, "Steps between two looks at the same few questions: replies before and now, with boxes, for "
+              "the tracker and for `ivgr replies --page`; default never")
+    picture_n: int = setting(4, "How many questions picture_steps looks at")
     learning_rate: float = setting(3e-4, "Peak learning rate (released run, full fine-tune of 7B: 1e-6)")
     lr_scheduler_type: str = setting("constant_with_warmup", "Learning rate schedule")
     warmup_steps: float = setting(
@@ -155,6 +159,7 @@ class DualStreamConfig(ObjectiveConfig):
         _check_names(self)
         _check_sampling(self)
         _check_steps(self)
+        _check_pictures(self)
 
 # %% ../nbs/12_trainer.ipynb #d2000002
 def _check_names(args):
@@ -180,6 +185,15 @@ def _check_sampling(args):
                          "such as 1")
     if not 0 < args.top_p <= 1:
         raise InputError(f"top_p={args.top_p}: it is a share of the probability, above 0 and at most 1")
+
+def _check_pictures(args):
+    for name in ("picture_steps", "picture_n"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: at least 1 is needed; without picture_steps there are none")
+    if args.picture_steps and args.shard_base:
+        raise InputError(f"picture_steps={args.picture_steps}: with shard_base no process has a policy that "
+                         "could reply; leave picture_steps out")
 
 def _check_steps(args):
     batch = args.per_device_train_batch_size

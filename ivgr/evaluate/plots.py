@@ -309,7 +309,7 @@ def draw_scenes(
     fig.text(.015, .1 / height, textwrap.fill(_rule_text(changes), 92), fontsize=9, color="#444444")
     return finish_figure(fig, path)
 
-# %% ../../nbs/evaluate/plots.ipynb #1c1736d0
+# %% ../../nbs/evaluate/plots.ipynb #97ddf4fe
 def _draw_picture(ax, sample, rows):
     "A picture with true and written boxes, in pixels of its file; places are shaded where a text names them"
     by_mode = {row["mode"]: row for row in rows}
@@ -335,9 +335,9 @@ def draw_scene(
     "A picture at two times: where a policy looked, and what it replied in each stream"
     old_rows = {row["mode"]: row for row in before}
     changes = [Change("", old_rows.get(row["mode"], row), row) for row in now]
-    fig = new_figure(9, 3.1)
-    grid = fig.add_gridspec(len(changes), 3, width_ratios=(1, 1, 1.5), left=.01, right=.99, top=.84, bottom=.02,
-                            wspace=.04)
+    fig = new_figure(9, 3.9)
+    grid = fig.add_gridspec(len(changes), 3, width_ratios=(1, 1, 1.5), left=.01, right=.99, top=.87,
+                            bottom=.02, wspace=.04)
     for k, (name, rows) in enumerate(zip(names, (before, now))):
         ax = fig.add_subplot(grid[:, k])
         _draw_picture(ax, sample, rows)

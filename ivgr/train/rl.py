@@ -81,6 +81,15 @@ def _rows_to_train_on(args, samples, progress):
     kept = usable(samples, args.check, args.strict, report_folder(args), progress, limit)
     return limit_sources(kept, read_limits(args.sources), args.seed)
 
+def _watch(trainer, samples):
+    "Have a few questions asked again and again, where that is wanted"
+    args = trainer.args
+    if args.picture_steps:
+        from ivgr.data.inspect import choose_rows  # draws: only where there is something to draw
+        from ivgr.train.pictures import AskAgain
+        asked = choose_rows(samples, args.picture_n, args.seed)
+        trainer.add_callback(AskAgain(trainer, asked, args.picture_steps))
+
 def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class, rewards):
     policy = make_trainable(load_base(args), args, args.beta)
     check_letters(policy, Samples(args.data).labels)
@@ -90,6 +99,7 @@ def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_clas
     trainer = trainer_class(policy, args, samples, judge, sampler, rewards)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog("train", _SHOWN, progress))
+    _watch(trainer, samples)
     try:
         with advising(args.output_dir), STOPS.held(), naming_files(args.output_dir):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
