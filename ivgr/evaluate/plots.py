@@ -315,11 +315,11 @@ def _draw_picture(ax, sample, rows):
     by_mode = {row["mode"]: row for row in rows}
     textual = by_mode.get("textual")
     grounded = by_mode.get("grounded")
-    if textual and named_regions(sample.question, reasoning_text(textual["text"])):
-        _draw_view(ax, sample, textual, grounded)
-        return
     image = load_image(sample.images[0])
     width, height = image.size
+    if textual and width == height and read_places(textual["text"], sample).named:
+        _draw_view(ax, sample, textual, grounded)
+        return
     image.thumbnail((800, 800))
     ax.imshow(image, extent=(0, width, height, 0))
     draw_boxes(ax, list(sample.boxes), grounded["boxes"] if grounded else [])
