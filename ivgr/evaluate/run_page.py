@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCENES', 'Scene', 'MOST_REPLIES', 'Pictures', 'read_scenes', 'find_samples', 'run_page', 'write_run_page']
 
-# %% ../../nbs/evaluate/run_page.ipynb #476ab28a
+# %% ../../nbs/evaluate/run_page.ipynb #bc453dcd
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .plots import compare_words
 from .report import html_page, page_text, svg_image, svg_picture
 from ..prompts import strip_placeholders
 
-# %% ../../nbs/evaluate/run_page.ipynb #4ea2b34f
+# %% ../../nbs/evaluate/run_page.ipynb #13379000
 class Pictures:
     "The pictures of a page, each of them once"
     def __init__(self,
@@ -48,10 +48,10 @@ class Pictures:
         except InputError:
             self.left_out.add(name)
             return
-        size = tuple(size or picture.size)
+        width, height = size or picture.size
         number = len(self.sizes)
-        self.sizes[name] = size
-        self.parts.append(f'<g id="picture{number}">{svg_picture(picture, size, self.side)}</g>')
+        self.sizes[name] = (width, height)
+        self.parts.append(f'<g id="picture{number}">{svg_picture(picture, (width, height), self.side)}</g>')
 
     def show(self,
         name: str,                   # Of a picture
@@ -69,7 +69,7 @@ class Pictures:
         "What the page holds of them, itself unseen"
         return f'<svg width="0" height="0" style="position:absolute"><defs>{"".join(self.parts)}</defs></svg>'
 
-# %% ../../nbs/evaluate/run_page.ipynb #05105279
+# %% ../../nbs/evaluate/run_page.ipynb #f99a9295
 SCENES = "scenes"  # Directory in a run
 Scene = dict[int, list[dict]]  # What a policy replied to a question: step to rows, in the order of the steps
 
@@ -85,7 +85,7 @@ def read_scenes(
         scenes.setdefault(row["id"], {}).setdefault(row["step"], []).append(row)
     return scenes
 
-# %% ../../nbs/evaluate/run_page.ipynb #5cabf1ed
+# %% ../../nbs/evaluate/run_page.ipynb #78f66fe9
 _SIGNS = {1: ("✓", "right"), 0: ("✗", "wrong")}  # By accuracy
 
 def _words_html(text, other):
@@ -143,7 +143,7 @@ def _scene_blocks(run, pictures):
     title = "<h2>The same questions before and now</h2>"
     return [title] + [_scene_html(pictures, scene) for scene in scenes.values()]
 
-# %% ../../nbs/evaluate/run_page.ipynb #e3ee7a8d
+# %% ../../nbs/evaluate/run_page.ipynb #ca63dea3
 def find_samples(
     samples: Samples,             # The data of a run
     questions: Mapping[str, str], # Id to question
@@ -169,7 +169,7 @@ def _samples_of(settings, rows):
         return {}
     return find_samples(samples, {row["id"]: row["question"] for row in rows})
 
-# %% ../../nbs/evaluate/run_page.ipynb #5843193f
+# %% ../../nbs/evaluate/run_page.ipynb #d85cdad2
 def _rollout_html(row):
     "A rollout: its stream, advantage and rewards, and its text"
     css_class = ""
@@ -206,7 +206,7 @@ def _step_blocks(rows, updates, samples, pictures):
             blocks.append(_rollouts_html(pictures, replies, samples.get(name)))
     return blocks
 
-# %% ../../nbs/evaluate/run_page.ipynb #a0607c24
+# %% ../../nbs/evaluate/run_page.ipynb #050ba55e
 MOST_REPLIES = 200  # On a page: the last ones
 
 _LEGEND = ("<p>Lines on pictures: black, true boxes; dashed, boxes that the policy wrote. Signed numbers are "

@@ -6,12 +6,14 @@
 __all__ = ['REPORTERS', 'shown_pictures', 'Completion', 'Report', 'as_image', 'table_rows', 'markdown_safe',
            'markdown_completions', 'send', 'AskAgain']
 
-# %% ../../nbs/train/pictures.ipynb #443b0d0a
+# %% ../../nbs/train/pictures.ipynb #da512c0b
 import hashlib
 import html
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ from ..evaluate.run_page import SCENES, read_scenes
 from ..policy import Policy
 from .runs import add_lines, choose_completions, keep_until
 
-# %% ../../nbs/train/pictures.ipynb #e098c424
+# %% ../../nbs/train/pictures.ipynb #e28bd65a
 def shown_pictures(
     policy: Policy,       # Whose image processor
     sample: Sample,       # To be asked
@@ -43,7 +45,7 @@ def shown_pictures(
         pictures.append(picture.resize(shown_size(policy.image_processor, picture.size)))
     return pictures
 
-# %% ../../nbs/train/pictures.ipynb #b5d4b3c7
+# %% ../../nbs/train/pictures.ipynb #877675e0
 class Completion(NamedTuple):
     "A row of the table"
     row: dict                    # As in `completions.jsonl`
@@ -77,7 +79,7 @@ def table_rows(
         rows.append(cells | dict(total=row["total"], advantage=row["advantage"]))
     return rows
 
-# %% ../../nbs/train/pictures.ipynb #5454683d
+# %% ../../nbs/train/pictures.ipynb #2236b17d
 _MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "\\`*_{}[]()#+-.!|~>:/&<\"'"})
 
 def markdown_safe(
@@ -98,7 +100,7 @@ def markdown_completions(
         rows.append([*texts, markdown_safe(f"{row['advantage']:+.2f}")])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
-# %% ../../nbs/train/pictures.ipynb #53d8b1d8
+# %% ../../nbs/train/pictures.ipynb #e19fecb6
 def _to_tensorboard(callback, report):
     "Pictures, and the table as text"
     writer = callback.tb_writer
@@ -112,28 +114,23 @@ def _to_tensorboard(callback, report):
         writer.add_text("completions", markdown_completions(report), report.step)
     writer.flush()
 
-def _to_dashboard(library, report, text):
+def _to_dashboard(callback, report, name, text):
     "wandb and trackio call the same things by the same names"
     import pandas as pd
+    library = import_module(name)
     values: dict[str, Any] = {"train/global_step": report.step}
-    for name, picture in report.scenes.items():
-        values[f"scenes/{name}"] = library.Image(picture, caption=f"step {report.step}")
+    for scene, picture in report.scenes.items():
+        values[f"scenes/{scene}"] = library.Image(picture, caption=f"step {report.step}")
     if report.completions:
         table = pd.DataFrame(table_rows(report, text))
         table["picture"] = [[library.Image(p) for p in shown] for _, shown in report.completions]
         values["completions"] = library.Table(dataframe=table)
     library.log(values)
 
-def _to_wandb(callback, report):
-    import wandb
-    _to_dashboard(wandb, report, str)
-
-def _to_trackio(callback, report):
-    import trackio
-    _to_dashboard(trackio, report, html.escape)
-
 REPORTERS: dict[str, Callable[[TrainerCallback, Report], None]] = {
-    "tensorboard": _to_tensorboard, "wandb": _to_wandb, "trackio": _to_trackio}
+    "tensorboard": _to_tensorboard,
+    "wandb": partial(_to_dashboard, name="wandb", text=str),
+    "trackio": partial(_to_dashboard, name="trackio", text=html.escape)}
 
 def send(
     callbacks: Sequence[TrainerCallback],  # Of a trainer
@@ -152,7 +149,7 @@ def send(
                                   "`ivgr replies RUN --page` shows them", stacklevel=2)
     return sent
 
-# %% ../../nbs/train/pictures.ipynb #d35eb1f5
+# %% ../../nbs/train/pictures.ipynb #c3eccfb3
 def _file_names(sample):
     "Of the files with the pictures of a question"
     name = hashlib.sha1(sample.id.encode(), usedforsecurity=False).hexdigest()[:12]
