@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'HELPS', 'HURTS', 'NO_DIFFERENCE', 'INCONCLUSIVE', 'NOT_RUN', 'RIGHT', 'TRUE', 'REASON', 'TESTED',
-           'GROUNDED_RIGHT', 'BOX', 'RIGHT_ON_THE_WAY', 'PLACE_ON_THE_WAY', 'KL_PARTNERS', 'PLACE_NAMES', 'student_p',
-           'student_quantile', 'Change', 'measure_change', 'holm', 'verdict', 'Outcome', 'outcome_by_seed',
-           'Comparison', 'comparisons_of', 'compare', 'Decided', 'decide', 'place_name', 'points', 'change_text',
-           'markdown_table', 'pair_name', 'verdict_table', 'mean_points', 'arm_of', 'component_table', 'readme_table',
-           'conclusion', 'missing_runs', 'missing_table']
+           'GROUNDED_RIGHT', 'BOX', 'RIGHT_ON_THE_WAY', 'PLACE_ON_THE_WAY', 'KL_PARTNERS', 'PLACE_NAMES', 'PLACEBOS',
+           'student_p', 'student_quantile', 'mean_interval', 'Change', 'measure_change', 'holm', 'verdict', 'Outcome',
+           'outcome_by_seed', 'Comparison', 'comparisons_of', 'compare', 'Decided', 'decide', 'place_name', 'points',
+           'change_text', 'markdown_table', 'pair_name', 'mean_points', 'arm_of', 'component_table', 'readme_table',
+           'verdict_of', 'placebo_text', 'summary', 'missing_runs', 'missing_table']
 
-# %% ../../nbs/studies/verdicts.ipynb #ba9359e9
+# %% ../../nbs/studies/verdicts.ipynb #9421ffe7
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..core import InputError
 from .arms import COMPONENT_ARMS, SEEDS, STUDIES, arm_in
 
-# %% ../../nbs/studies/verdicts.ipynb #bbaeade2
+# %% ../../nbs/studies/verdicts.ipynb #3a7efd95
 def student_p(
     t: float,   # In standard errors
     df: int,    # Degrees of freedom, at least 1
@@ -53,8 +53,18 @@ def student_quantile(
             high = middle
     return high
 
-# %% ../../nbs/studies/verdicts.ipynb #ef89a407
+# %% ../../nbs/studies/verdicts.ipynb #b5a7f6c0
 MARGIN = .02  # Differences below this do not matter; fixed in the design
+
+def mean_interval(
+    values: Sequence[float],  # One a seed, at least one
+) -> tuple[float, float, float]:  # The mean and the ends of its 95% interval; all the same for one value
+    "A mean with its interval"
+    mean = fmean(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    half = student_quantile(.05, len(values)-1)*stdev(values)/math.sqrt(len(values))
+    return mean, mean-half, mean+half
 
 class Change(NamedTuple):
     "Paired differences over seeds"
@@ -73,13 +83,12 @@ def measure_change(
     if n < 2:
         raise InputError(f"{n} seeds: two or more are needed for an interval")
     values = list(by_seed.values())
-    mean = fmean(values)
+    mean, low, high = mean_interval(values)
     error = stdev(values)/math.sqrt(n)
     if error == 0:
-        return Change(dict(by_seed), mean, mean, mean, float(mean == 0), abs(mean) < MARGIN)
-    half = student_quantile(.05, n-1)*error
+        return Change(dict(by_seed), mean, low, high, float(mean == 0), abs(mean) < MARGIN)
     reach = abs(mean)+student_quantile(.10, n-1)*error
-    return Change(dict(by_seed), mean, mean-half, mean+half, student_p(mean/error, n-1), reach < MARGIN)
+    return Change(dict(by_seed), mean, low, high, student_p(mean/error, n-1), reach < MARGIN)
 
 def holm(
     p_values: Sequence[float],  # Of one family
@@ -110,7 +119,7 @@ def verdict(
         return HELPS if change.mean > 0 else HURTS
     return NO_DIFFERENCE if change.is_small else INCONCLUSIVE
 
-# %% ../../nbs/studies/verdicts.ipynb #afca6be7
+# %% ../../nbs/studies/verdicts.ipynb #3beb77af
 class Outcome(NamedTuple):
     "A number of a run"
     name: str                               # In words
@@ -165,7 +174,7 @@ def outcome_by_seed(
             found[row["seed"]] = value
     return dict(sorted(found.items()))
 
-# %% ../../nbs/studies/verdicts.ipynb #7d621382
+# %% ../../nbs/studies/verdicts.ipynb #383cac7a
 class Comparison(NamedTuple):
     "Two arms, the first less the second"
     study: str  # One of `STUDIES`
@@ -232,7 +241,7 @@ def decide(
         decided.append(Decided(comparison, change, p, verdict(change, p)))
     return decided
 
-# %% ../../nbs/studies/verdicts.ipynb #10288b6e
+# %% ../../nbs/studies/verdicts.ipynb #05498384
 PLACE_NAMES = {
     "": "right key",
     "noisy": "35% of the key wrong",
@@ -260,15 +269,6 @@ def change_text(
         return ""
     return f"{100*change.mean:+.1f} ({100*change.low:+.1f} to {100*change.high:+.1f})"
 
-def _decided_text(
-    decided: Decided,  # A comparison
-) -> str:
-    "Verdict and difference, for a table"
-    if decided.change is None:
-        return NOT_RUN
-    name = f"**{decided.verdict}**" if decided.verdict in (HELPS, HURTS) else decided.verdict
-    return f"{name}: {change_text(decided.change)}"
-
 def markdown_table(
     head: Sequence[str],             # Names of the columns
     lines: Sequence[Sequence[str]],  # Cells
@@ -282,22 +282,6 @@ def pair_name(
 ) -> str:                    # Markdown
     "What is compared"
     return f"`{comparison.arm}` minus `{comparison.minus}`"
-
-def verdict_table(
-    rows: Sequence[dict],  # From `read_rows`
-    study: str,            # One of `STUDIES`
-) -> str:                  # Markdown
-    "Every comparison of a study with its verdict on each outcome"
-    families = [decide(rows, study, outcome) for outcome in TESTED]
-    planned = len(SEEDS[study])
-    lines = []
-    for decisions in zip(*families):
-        first = decisions[0]
-        n = len(first.change.by_seed) if first.change else 0
-        texts = [_decided_text(decided) for decided in decisions]
-        lines.append([pair_name(first.comparison), *texts, f"{n} of {planned}"])
-    names = [outcome.name for outcome in TESTED]
-    return markdown_table(["compared", *names, "seeds"], lines)
 
 def mean_points(
     rows: Sequence[dict],  # From `read_rows`
@@ -324,25 +308,36 @@ def _full_minus(
     decided = decide(rows, "components", outcome)
     return {d.comparison.minus: d for d in decided}
 
+def _mark_text(
+    decided: Decided | None,  # None: nothing is compared
+) -> str:                     # Bold: helps or hurts; ≈: no difference above the margin
+    "A difference in short, for a narrow column"
+    if decided is None:
+        return ""
+    if decided.change is None:
+        return NOT_RUN
+    text = change_text(decided.change)
+    if decided.verdict in (HELPS, HURTS):
+        return f"**{text}**"
+    return f"≈ {text}" if decided.verdict == NO_DIFFERENCE else text
+
 def component_table(
     rows: Sequence[dict],  # From `read_rows`
     place: str,            # Empty or `noisy`
 ) -> str:                  # Markdown
     "The components as the paper lists them: outcomes, and what the full method adds to each arm"
-    families = [_full_minus(rows, outcome) for outcome in TESTED]
+    families = [_full_minus(rows, outcome) for outcome in (RIGHT, TRUE)]
     lines = []
     for name, arm in COMPONENT_ARMS.items():
         in_place = arm_of(name, place)
-        cells = [f"`{name}`: {arm.about}"]
+        cells = [arm.about]
         for outcome in (RIGHT, GROUNDED_RIGHT, BOX, TRUE):
             cells.append(mean_points(rows, in_place, outcome, SEEDS["components"]))
-        for family in families:
-            cells.append(_decided_text(family[in_place]) if in_place in family else "")
+        cells += [_mark_text(family.get(in_place)) for family in families]
         cells.append("" if name in ("init", "full") else "full is better")
         lines.append(cells)
     head = ["arm", "textual", "grounded", "boxes", "texts true"]
-    head += [f"full minus it: {outcome.name}" for outcome in TESTED]
-    return markdown_table([*head, "the paper"], lines)
+    return markdown_table([*head, "full minus it: textual", "full minus it: texts true", "the paper"], lines)
 
 def _readme_cell(
     rows: Sequence[dict],        # From `read_rows`
@@ -375,18 +370,61 @@ def readme_table(
     head = ["training", "right answers", "true texts", "35% of the key wrong: right answers", "true texts"]
     return markdown_table(head, lines)
 
-def conclusion(
+def verdict_of(
     rows: Sequence[dict],    # From `read_rows`
     comparison: Comparison,  # Of the design
+    outcome: Outcome,        # One of `TESTED`
 ) -> str:
-    "A comparison in one sentence"
+    "The verdict on one comparison"
     place = comparisons_of(comparison.study).index(comparison)
-    found = [decide(rows, comparison.study, outcome)[place] for outcome in TESTED]
-    change = found[0].change
-    if change is None:
-        return f"{pair_name(comparison)}: {NOT_RUN}."
-    texts = [f"{outcome.name} {_decided_text(decided)}" for outcome, decided in zip(TESTED, found)]
-    return f"{pair_name(comparison)}, {len(change.by_seed)} seeds: {'; '.join(texts)}."
+    return decide(rows, comparison.study, outcome)[place].verdict
+
+PLACEBOS = (
+    Comparison("teacher", "full@scarce", "other-query@scarce"),
+    Comparison("judge", "full@noisy", "chance-judge@noisy"),
+    Comparison("judge", "full@noisy", "full-again@noisy"))
+
+def placebo_text(
+    rows: Sequence[dict],  # From `read_rows`
+) -> str:                  # Markdown
+    "What the placebos did; one that beats the full method comes first, in bold"
+    verdicts = {}
+    for comparison in PLACEBOS:
+        verdicts[comparison] = verdict_of(rows, comparison, RIGHT)
+    beaten = [f"**{pair_name(c)}: {HURTS}**" for c, name in verdicts.items() if name == HURTS]
+    others = [f"{pair_name(c)}: {name}" for c, name in verdicts.items() if name != HURTS]
+    return f"Placebos, by right answers: {'; '.join(beaten+others)}."
+
+def _short_name(
+    comparison: Comparison,  # Of the design
+) -> str:                    # Markdown
+    "The arm that a sentence is about: the other one where the full method comes first"
+    name = comparison.minus if comparison.arm.partition("@")[0] == "full" else comparison.arm
+    return f"`{name.partition('@')[0]}`"
+
+def _by_verdict(
+    decisions: Sequence[Decided],  # Of one outcome
+) -> str:
+    "Comparisons with the same verdict together"
+    groups: dict[str, list[str]] = {}
+    for decided in decisions:
+        text = f"{_short_name(decided.comparison)} {change_text(decided.change)}"
+        groups.setdefault(decided.verdict, []).append(text.rstrip())
+    return "; ".join(f"{name}: {', '.join(texts)}" for name, texts in groups.items())
+
+def summary(
+    rows: Sequence[dict],               # From `read_rows`
+    comparisons: Sequence[Comparison],  # Of one study
+) -> str:                               # Markdown: a line for each outcome
+    "Verdicts in words"
+    if not any(compare(rows, comparison, RIGHT) for comparison in comparisons):
+        return f"* {NOT_RUN}"
+    lines = []
+    for outcome in TESTED:
+        family = decide(rows, comparisons[0].study, outcome)
+        chosen = [decided for decided in family if decided.comparison in comparisons]
+        lines.append(f"* **{outcome.name}**: {_by_verdict(chosen)}")
+    return "\n".join(lines)
 
 def missing_runs(
     rows: Sequence[dict],      # From `read_rows`
