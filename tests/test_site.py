@@ -88,6 +88,13 @@ def written(path):
 
 def shown(path, pages): return '\n'.join(s for c,s in page(pages, path) if c['cell_type']=='markdown')
 
+def test_diagrams_fit_the_page():
+    "What stands in a text as it is, without a language, is not broken into lines"
+    for p in NOTEBOOKS:
+        for text in written(p):
+            lines = [l[4:] for l in re.findall(r'^    .*$', text, flags=re.M) if re.search('[─│▶]', l)]
+            assert all(len(l)<=88 for l in lines), f'{p.name}: {max(lines, key=len)}'
+
 def code_in(text): return '\n'.join(re.findall(r'^```.*?^```', text, flags=re.M|re.S))
 
 def test_nothing_that_is_written_is_lost(pages):
@@ -151,6 +158,20 @@ def test_pages_lose_their_numbers_and_scripts_from_elsewhere(tmp_path):
     docs.drop_numbers(tmp_path)
     docs.finish(tmp_path)
     assert (tmp_path/'judge.html').read_text()=='<a href="judge.html#x"><a href="judge.html#x">'
+
+def test_fonts_from_elsewhere_are_seen_and_dropped(tmp_path):
+    rule = 'body{color:red}'
+    (tmp_path/'theme.css').write_text(f'/* x */@import url(https://fonts.example/css2?family=A:wght@300;400);@import "//b.example/x.css";{rule}')
+    assert sum('from elsewhere' in line for line in docs.broken(tmp_path))==2
+    docs.finish(tmp_path)
+    assert (tmp_path/'theme.css').read_text()==f'/* x */{rule}' and not list(docs.broken(tmp_path))
+
+def test_printed_sentences_are_broken_and_columns_are_not(tmp_path):
+    def html(kind, text): return f'<div class="cell-output cell-output-stdout">\n<pre{kind}><code>{text}</code></pre></div>'
+    prose,columns = 'textual: The red tile\n    format 1.00','a    b\n1    2'
+    (tmp_path/'a.html').write_text(html('', prose)+html('', columns)+html('', '| a | b |'))
+    docs.finish(tmp_path)
+    assert (tmp_path/'a.html').read_text()==html(' class="prose"', prose)+html('', columns)+html('', '| a | b |')
 
 def test_formulas_become_mathml(tmp_path):
     (tmp_path/'a.html').write_text(r'<span class="math inline">\(a &lt; b\)</span> <span class="math display">\[\sum_i x_i\]</span><link rel="stylesheet" href="https://x/katex@1/k.css">')

@@ -23,7 +23,7 @@ def without_number(name):
     "As nbdev names a page: that of 05_judge is judge"
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)
 
-UNREAD = 'website.image-alt|fig-format|fig-dpi|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
+UNREAD = 'website.image-alt|tbl-colwidths|fig-format|fig-dpi|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
 
 def render():
     "Fill _docs/; the name of the renderer"
@@ -85,13 +85,26 @@ def halve_figures(site):
         return match[0] if width is None else f'<img width="{width}"'
     for p in site.rglob('*.html'): p.write_text(FIGURE.sub(sized, p.read_text()))
 
+IMPORTED = re.compile(r"""@import\s*(?:url\(["']?(?:https?:)?//[^)]*\)|["'](?:https?:)?//[^"']*["'])[^;]*;""")
+PRINTED = re.compile(r'(<div class="cell-output[^>]*>\s*<pre)(><code>)(.*?)(?=</code>)', flags=re.S)
+
+def mark_prose(match):
+    "What a cell printed may be broken into lines, but for columns and diagrams"
+    kind = '' if re.search(r'^ *\||\S {3,}\S|[─│▶]', match[3], flags=re.M) else ' class="prose"'
+    return match[1]+kind+match[2]+match[3]
+
 def finish(site):
-    "What both renderers leave: scripts from elsewhere that nothing needs, a button without a name, links to the published site"
+    "What both renderers leave: scripts and fonts from elsewhere, a button without a name, links to the published site"
+    for p in site.rglob('*.css'):
+        t = p.read_text(encoding='utf-8')
+        if IMPORTED.search(t): p.write_text(IMPORTED.sub('', t), encoding='utf-8')
     for p in site.rglob('*.html'):
         t = p.read_text()
         t = re.sub(r'<script[^>]*cdnjs[^>]*(?:require|jquery)[^>]*></script>\s*', '', t)
         t = re.sub(r"<script[^>]*>define\('jquery'.*?</script>\s*", '', t, flags=re.S)
         t = re.sub(r'(<button[^>]*quarto-search-button[^>]*aria-label=)""', r'\1"Search"', t)
+        t = PRINTED.sub(mark_prose, t)
+        t = re.sub(r'(<mo>(?:&#8289;|\u2061)</mo>)(?!<mo[^>]*>\()', r'\1<mspace width="0.17em"></mspace>', t)  # log x, not logx
         if p.name!='404.html':
             up = '../'*(len(p.relative_to(site).parts)-1)
             t = re.sub(rf'(<a [^>]*href="){HOME}([^"]*")', rf'\g<1>{up}\2', t)
@@ -131,6 +144,8 @@ def broken(site, root=ROOT):
             if file.is_dir() and site.resolve() in (file, *file.parents): file = file/'index.html'
             if not file.exists(): yield f'{name}: {link}: no such file'
             elif anchor and file in pages and anchor not in pages[file].ids: yield f'{name}: {link}: no such heading'
+    for path in site.rglob('*.css'):
+        for line in IMPORTED.findall(path.read_text(encoding='utf-8')): yield f'{path.relative_to(site)}: loads {line[:60]} from elsewhere'
 
 def weight(site, name='index.html'):
     "Bytes of a page and what it loads from the site, compressed"

@@ -177,8 +177,8 @@ MOST_NAMES = 12  # Rows of the table
 def has_sight(
     text: str,  # Markdown
 )->bool:
-    "Whether there is a table, a picture or a diagram"
-    return bool(re.search(r"^\||!\[|<img|[─═]▶", text, flags=re.M))
+    "Whether there is a table, a picture or a diagram; a badge is none"
+    return bool(re.search(r"^\||!\[(?!Open in Colab)|<img|[─═]▶", text, flags=re.M))
 
 def names_table(
     nodes: list[Any],  # Definitions of a page
