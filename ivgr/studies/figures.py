@@ -8,7 +8,7 @@ __all__ = ['LOOKS', 'TRAINED', 'MODES', 'ENOUGH', 'GROUP_SIZES', 'TOOL_LOOKS', '
            'rows_of', 'bin_shares', 'draw_bins', 'map_cell', 'draw_map', 'draw_rollouts', 'draw_attention_shares',
            'draw_tools']
 
-# %% ../../nbs/studies/figures.ipynb #1ffd25b0
+# %% ../../nbs/studies/figures.ipynb #a1cd85bd
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from ivgr.studies.verdicts import (
     mean_interval, outcome_by_seed, place_name,
 )
 
-# %% ../../nbs/studies/figures.ipynb #35f27456
+# %% ../../nbs/studies/figures.ipynb #7bdc25af
 class Look(NamedTuple):
     "How an arm looks"
     colour: str  # Hexadecimal
@@ -117,6 +117,13 @@ def _draw_lanes(
     ax.set_ylim(len(lanes)-.5, -.5)
     ax.set_title(title, fontsize=9.5, loc="left")
 
+def _clip_to_shares(
+    ax: Any,  # With shares in points on its horizontal axis
+) -> None:
+    "Leave out what no share can be; intervals of two seeds may reach far beyond"
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, 0), min(high, 102))
+
 def _legend_below(
     figure: Figure,               # To draw on
     names: Mapping[str, Look],    # What is marked, and how
@@ -128,7 +135,7 @@ def _legend_below(
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, ls=line, ms=5))
     figure.legend(handles, list(names), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
-# %% ../../nbs/studies/figures.ipynb #f498008a
+# %% ../../nbs/studies/figures.ipynb #5f167bdb
 TRAINED = tuple(name for name in COMPONENT_ARMS if name != "init")
 
 def draw_components(
@@ -151,7 +158,7 @@ def draw_components(
     figure.supxlabel("% of test questions; dotted: before training", fontsize=9)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #b691b5ad
+# %% ../../nbs/studies/figures.ipynb #fb70ddc7
 def _decided(
     rows: Sequence[dict],               # From `read_rows`
     comparisons: Sequence[Comparison],  # Of one study
@@ -188,7 +195,7 @@ def draw_changes(
         ax.set_xlabel(label, fontsize=8.5)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #2882e716
+# %% ../../nbs/studies/figures.ipynb #0d3389dc
 def curves_of(
     rows: Sequence[dict],  # From `read_rows`
     arm: str,              # With its place
@@ -249,7 +256,7 @@ def draw_learning(
     _legend_below(figure, {arm: look_of(arm) for arm in arms}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #80525adc
+# %% ../../nbs/studies/figures.ipynb #65a6b99f
 _SCORE_LOOKS = {
     1.: Look("#0072B2", "o"),
     .7: Look("#56B4E9", "v"),
@@ -282,7 +289,7 @@ def draw_scores(
     _legend_below(figure, {f"score {score}": _SCORE_LOOKS[score] for score in SCORES}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #81ba4a00
+# %% ../../nbs/studies/figures.ipynb #a58949b3
 MODES = {"textual": Look("#0072B2", "o"), "grounded": Look("#D55E00", "s")}
 
 def _accuracy(
@@ -310,11 +317,12 @@ def draw_modes(
         ax.set_yticks(range(len(arms)), arms)
         ax.set_ylim(len(arms)-.5, -.5)
         ax.set_title(place_name("@"+place), fontsize=9.5, loc="left")
+    _clip_to_shares(axes[-1, 0])
     axes[-1, 0].set_xlabel("% right answers to test questions", fontsize=9)
     _legend_below(figure, MODES)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #c0bfca93
+# %% ../../nbs/studies/figures.ipynb #e2079c1f
 ENOUGH = 50  # Answers in a bin
 
 def rows_of(
@@ -367,7 +375,7 @@ def draw_bins(
     _legend_below(figure, MODES, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #eb7833b9
+# %% ../../nbs/studies/figures.ipynb #f3cdc68b
 def map_cell(
     rows: Sequence[dict],  # From `read_rows`
     start: str,            # One of `MAP_STARTS`
@@ -412,7 +420,7 @@ def draw_map(
     axes[0, 0].set_ylabel("wrong looks at the start", fontsize=9)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #fdef8aeb
+# %% ../../nbs/studies/figures.ipynb #4cacba12
 GROUP_SIZES = {2: "n-2@noisy", 4: "n-4@noisy", 8: "full@noisy", 16: "n-16@noisy"}
 
 def draw_rollouts(
@@ -441,7 +449,7 @@ def draw_rollouts(
     axes[0, 0].set_ylabel("% of test questions", fontsize=9)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #3bad9ae8
+# %% ../../nbs/studies/figures.ipynb #72b1e381
 def draw_attention_shares(
     rows: Sequence[dict],           # From `read_rows`
     place: str = "",                # Where
@@ -484,6 +492,7 @@ def draw_tools(
                 _draw_lane(ax, Lane(name, look, by_seed), at+shift, 0.)
     ax.set_yticks(range(len(arms)), arms)
     ax.set_ylim(len(arms)-.5, -.5)
+    _clip_to_shares(ax)
     ax.set_xlabel("% right answers", fontsize=9)
     _legend_below(figure, TOOL_LOOKS)
     return finish_figure(figure, path)

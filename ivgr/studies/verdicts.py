@@ -8,7 +8,7 @@ __all__ = ['MARGIN', 'HELPS', 'HURTS', 'NO_DIFFERENCE', 'INCONCLUSIVE', 'NOT_RUN
            'student_p', 'student_quantile', 'mean_interval', 'Change', 'measure_change', 'holm', 'verdict', 'Outcome',
            'outcome_by_seed', 'Comparison', 'comparisons_of', 'compare', 'Decided', 'decide', 'place_name', 'points',
            'change_text', 'markdown_table', 'pair_name', 'mean_points', 'arm_of', 'component_table', 'readme_table',
-           'verdict_of', 'placebo_text', 'summary', 'missing_runs', 'missing_table']
+           'verdict_of', 'stated', 'placebo_text', 'summary', 'missing_runs', 'missing_table']
 
 # %% ../../nbs/studies/verdicts.ipynb #9421ffe7
 import math
@@ -241,7 +241,7 @@ def decide(
         decided.append(Decided(comparison, change, p, verdict(change, p)))
     return decided
 
-# %% ../../nbs/studies/verdicts.ipynb #05498384
+# %% ../../nbs/studies/verdicts.ipynb #57ca6c1c
 PLACE_NAMES = {
     "": "right key",
     "noisy": "35% of the key wrong",
@@ -379,6 +379,21 @@ def verdict_of(
     place = comparisons_of(comparison.study).index(comparison)
     return decide(rows, comparison.study, outcome)[place].verdict
 
+def stated(
+    rows: Sequence[dict],       # From `read_rows`
+    text: str,                  # A sentence
+    *expected: tuple[Comparison, Outcome, str],  # Verdicts that it rests on
+) -> str:                       # The sentence; with runs missing, that it waits for them
+    "A sentence that is an error where it no longer holds"
+    for comparison, outcome, name in expected:
+        if missing_runs(rows, comparison.study):
+            return f"{comparison.study}: not all runs are there yet; what there is stands below."
+        found = verdict_of(rows, comparison, outcome)
+        if found != name:
+            pair = pair_name(comparison)
+            raise InputError(f"{text!r} no longer holds: {pair}, {outcome.name}: {found}, not {name}")
+    return text
+
 PLACEBOS = (
     Comparison("teacher", "full@scarce", "other-query@scarce"),
     Comparison("judge", "full@noisy", "chance-judge@noisy"),
@@ -388,11 +403,15 @@ def placebo_text(
     rows: Sequence[dict],  # From `read_rows`
 ) -> str:                  # Markdown
     "What the placebos did; one that beats the full method comes first, in bold"
-    verdicts = {}
+    beaten = []
+    others = []
     for comparison in PLACEBOS:
-        verdicts[comparison] = verdict_of(rows, comparison, RIGHT)
-    beaten = [f"**{pair_name(c)}: {HURTS}**" for c, name in verdicts.items() if name == HURTS]
-    others = [f"{pair_name(c)}: {name}" for c, name in verdicts.items() if name != HURTS]
+        name = verdict_of(rows, comparison, RIGHT)
+        text = f"{pair_name(comparison)}: {name}"
+        if name == HURTS:
+            beaten.append(f"**{text}**")
+        else:
+            others.append(text)
     return f"Placebos, by right answers: {'; '.join(beaten+others)}."
 
 def _short_name(
