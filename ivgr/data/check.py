@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'LISTED', 'SKIPPED', 'UNPAIRED', 'REPEATED', 'FIRST_TURNS', 'OTHER_QUERY', 'PromptLimit', 'check_row',
-           'DataReport', 'report_on', 'words', 'usable', 'keep_usable', 'read_limits', 'limit_sources', 'image_files']
+           'DataReport', 'report_on', 'words', 'usable', 'keep_usable', 'read_limits', 'limit_sources', 'image_files',
+           'repeated_rows']
 
 # %% ../../nbs/data/check.ipynb #9ad54a90
 import hashlib
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core import InputError, Sample, Stream, rng_for, write_atomic
 from .conversations import Conversations, shown_size
-from .images import image_size, load_image
+from .images import image_size, load_image, read_images
 from .samples import Samples, is_paired
 from ..prompts import Prompts, messages, strip_placeholders
 
@@ -217,16 +218,15 @@ def keep_usable(
     "Leave out what a report calls unusable"
     if strict:
         _refuse(report)
-    if len(report.skipped) == len(data):
+    kept = [number for number in data.numbers if number not in report.skipped]
+    if not kept:
         number, why = next(iter(report.skipped.items()))
         raise InputError(f"{report.data!r}: none of its {len(data)} rows can be used; row {number}: {why}")
     if folder:
         write_atomic(Path(folder)/"data_report.json", json.dumps(asdict(report), indent=1))
     if tell and report.found:
         tqdm.write("\n".join([f"{report.data}:", *report.lines()]), file=sys.stderr)
-    if not report.skipped:
-        return data
-    return data.select([number for number in data.numbers if number not in report.skipped])
+    return data if len(kept) == len(data) else data.select(kept)
 
 def _refuse(report):
     "`InputError` for data that can't be taken as they stand"
@@ -282,12 +282,50 @@ def image_files(
         digest.update(f"{path} {_file_mark(data.find(path))}\n".encode())
     return digest.hexdigest()[:16] if paths else ""
 
+_END = 4096  # Bytes
+
 def _file_mark(path):
     "The length and the end of a file; empty where it can't be read"
     try:
         with open(path, "rb") as file:
             length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - 4096))
-            return f"{length} {hashlib.sha1(file.read(), usedforsecurity=False).hexdigest()}"
+            file.seek(max(0, length - _END))
+            return _mark(length, file.read())
     except (OSError, ValueError):
         return ""
+
+def _mark(length, end):
+    return f"{length} {hashlib.sha1(end, usedforsecurity=False).hexdigest()}"
+
+# %% ../../nbs/data/check.ipynb #6f3140e2
+def _image_marks(data, number):
+    "Of the images of a row of the file, by their content; empty where a row can't be read"
+    try:
+        images = read_images(data.table.scalar(number, "images").as_py(), data.find, "")
+    except InputError:
+        return ()
+    marks = []
+    for image in images:
+        content = getattr(image, "data", None)
+        marks.append(_file_mark(image) if content is None else _mark(len(content), content[-_END:]))
+    return tuple(marks) if all(marks) else ()
+
+def _by_question(data):
+    "Text of a question -> numbers of its rows in the file"
+    numbers: dict[str, list[int]] = {}
+    for number, problem in zip(data.numbers, data.column("problem")):
+        numbers.setdefault(" ".join(words(problem)), []).append(number)
+    return numbers
+
+def repeated_rows(
+    data: Samples,   # Whose rows are looked at
+    other: Samples,  # Where they are looked for
+) -> list[int]:      # Their numbers in the file of `data`
+    "Rows whose question another data set asks about the same images, too"
+    asked = _by_question(data)
+    repeated: list[int] = []
+    for question, numbers in _by_question(other).items():
+        if question in asked:
+            marks = {_image_marks(other, number) for number in numbers} - {()}
+            repeated += [number for number in asked[question] if _image_marks(data, number) in marks]
+    return sorted(repeated)

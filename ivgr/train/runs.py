@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE_ON_RESUME', 'BLOCK', 'WHOLE', 'whole_checkpoints', 'mark_unfinished', 'way_on', 'check_files',
            'lasting_settings', 'fingerprint', 'report_folder', 'prepare_run_dir', 'locked', 'random_states',
-           'saving_when_stopped', 'advising', 'keep_until', 'add_lines', 'RunLog', 'choose_completions',
+           'saving_when_stopped', 'advising', 'keep_until', 'add_lines', 'PresentSteps', 'RunLog', 'choose_completions',
            'write_completions']
 
 # %% ../../nbs/train/runs.ipynb #81832645
@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from ..core import Group, InputError, rng_for, write_atomic
+from ..prompts import Prompts
 from ..rewards import written_boxes
 from .settings import absolute
 from .stops import Stopped
@@ -154,6 +155,8 @@ def lasting_settings(
 )->dict[str, Any]:                         # What `run.json` keeps
     "All that changes the course of a run: settings, paths as absolute ones, number of processes, facts"
     settings = {name: absolute(value) for name, value in asdict(args).items() if not _may_change(name)}
+    if settings.get("prompts"):
+        settings["prompts_text"] = asdict(Prompts.load(args.prompts))  # whatever the file holds tomorrow
     if _depends_on_length(args):
         settings["max_steps"] = args.max_steps
         settings["num_train_epochs"] = args.num_train_epochs
@@ -386,6 +389,11 @@ def add_lines(
         raise
 
 # %% ../../nbs/train/runs.ipynb #addb86c2
+class PresentSteps(TrainerCallback):
+    "Log, save and evaluate as often as the settings say now, not as a checkpoint's settings did"
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)
+
 class RunLog(TrainerCallback):
     "Write `metrics.jsonl`, and show progress"
     def __init__(self,
@@ -398,6 +406,7 @@ class RunLog(TrainerCallback):
         self.shown = shown or {}
         self.progress = progress
         self.lines = lines
+        self.last_round: dict[str, str] = {}  # What is shown of held-out questions until they are asked again
 
     def on_train_begin(self, args, state, control, **kwargs):
         out = Path(args.output_dir)
@@ -411,12 +420,16 @@ class RunLog(TrainerCallback):
             keep_until(out/"completions.jsonl", "batch", batches-1)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs or not state.is_world_process_zero:
+        is_step = "loss" in logs
+        is_round = "eval_runtime" in logs  # of held-out questions
+        if not state.is_world_process_zero or not (is_step or is_round):
             return
         add_lines(Path(args.output_dir)/"metrics.jsonl", [{**logs, "step": state.global_step}])
         values = {name: f"{logs[key]:.3f}" for name, key in self.shown.items() if key in logs}
+        if is_round:
+            self.last_round = values
         if not self.bar.disable:
-            self.bar.set_postfix(values)
+            self.bar.set_postfix(values | self.last_round)
         elif self.progress and self.lines:
             text = "  ".join(f"{name} {value}" for name, value in values.items())
             print(f"step {state.global_step}/{state.max_steps}  {text}", flush=True)

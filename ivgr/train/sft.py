@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer
 
 from ..boxes import model_frame
 from ..core import FRAMES, Frame, InputError, Stream, rng_for
-from ..data.check import image_files, limit_sources, read_limits, usable
+from ..data.check import SKIPPED, image_files, keep_usable, limit_sources, read_limits, report_on
 from ..data.conversations import Conversations, Demonstration, open_data, shown_size, written_frame
 from ..data.images import image_size
 from ..data.samples import Samples
@@ -40,7 +40,7 @@ from ivgr.train.curriculum import (
 )
 from .distributed import StayFrozen, all_reduce_grads, skip_ddp, stoppable, sum_over_processes
 from .finite import FiniteSteps, breaks, check_weights
-from .runs import RunLog, advising, fingerprint, locked
+from .runs import PresentSteps, RunLog, advising, fingerprint, locked
 from .runs import mark_unfinished, prepare_run_dir, report_folder, saving_when_stopped
 from .fields import setting
 from .settings import PolicyConfig, load_base, make_trainable
@@ -295,11 +295,31 @@ def count_data_tokens(
     demonstrations: Demonstrations,  # All that is to be learned from
     max_length: int | None = None,   # Longest demonstration in tokens, prompt and image included
     progress: bool = True,           # Show a progress bar, where there is a terminal
-) -> list[TokenCount]:               # For each item
+    faults: dict[int, str] | None = None,  # Row in use -> why it can't be used, noted here; None: an error
+) -> list[TokenCount]:               # For each item; of no meaning for one that has a fault
     "Check every demonstration, and count its tokens, without decoding an image"
-    items = tqdm(range(len(demonstrations)), desc="counting tokens", unit=" images",
-                 disable=None if progress else True)
-    return [_count_item(policy, demonstrations[i], max_length) for i in items]
+    counts = []
+    for i in tqdm(range(len(demonstrations)), desc="counting tokens", unit=" images",
+                  disable=None if progress else True):
+        try:
+            counts.append(_count_item(policy, demonstrations[i], max_length))
+        except InputError:
+            of_rows = _faults_of_item(policy, demonstrations, i, max_length)
+            if faults is None or not of_rows:
+                raise
+            faults |= of_rows
+            counts.append(TokenCount(0, 0))
+    return counts
+
+def _faults_of_item(policy, demonstrations, i, max_length):
+    "Which rows of an item can't be used, and why"
+    faults = {}
+    for row in demonstrations.rows[i]:
+        try:
+            _count_item(policy, [demonstrations.demonstration(row)], max_length)
+        except InputError as e:
+            faults[row] = str(e).removeprefix(f"{demonstrations.data.where(row)}: ")
+    return faults
 
 # %% ../../nbs/train/sft.ipynb #54852a1f
 @dataclass
@@ -316,7 +336,8 @@ class ColdStartConfig(PolicyConfig):
         "original", "Coordinates of the boxes in conversations: original (pixels of the file), "
         "resized (of what Qwen2.5-VL sees of it), unit1000")
     max_length: int | None = setting(
-        None, "Longest prompt and reply in tokens, image included; a longer one is an error, never cut")
+        None, "Longest prompt and reply in tokens, image included; a longer one is skipped and counted, "
+        "never cut")
     tokens_per_forward: int = setting(
         32768, "Tokens in one forward and backward, padding included; a larger step takes several; "
         "lower it when memory is short")
@@ -404,6 +425,7 @@ class ColdStartTrainer(Trainer):
         self.finite_steps = FiniteSteps()
         self.sums: dict[str, float] = {}  # since the last line of the log
         super().__init__(policy.model, args, data_collator=list, train_dataset=demonstrations, **kwargs)
+        self.add_callback(PresentSteps)
         self.add_callback(StayFrozen)
         skip_ddp(self)
 
@@ -565,14 +587,27 @@ def cold_start(
     facts = dict(data_fingerprint=fingerprint(data.file), image_files=image_files(data))
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
-        data = usable(data, args.check, args.strict, report_folder(args), progress)
+        report = report_on(data, args.check, progress)
+        data = keep_usable(data, report, args.strict, report_folder(args), progress)
         data = limit_sources(data, read_limits(args.sources), args.seed)
-        demonstrations = Demonstrations(data, args.textual_share, args.seed)
-        return _cold_start(args, demonstrations, checkpoint, bool(resume), progress)
+        return _cold_start(args, data, report, checkpoint, bool(resume), progress)
 
-def _cold_start(args, demonstrations, checkpoint, resume, progress):
+def _usable_demonstrations(policy, args, data, report, progress):
+    "The demonstrations that can be used, and their tokens; the others go into the report"
+    demonstrations = Demonstrations(data, args.textual_share, args.seed)
+    faults: dict[int, str] = {}
+    counts = count_data_tokens(policy, demonstrations, args.max_length, progress, faults)
+    if not faults:
+        return demonstrations, counts
+    for row, why in sorted(faults.items()):
+        report.add(SKIPPED, data.numbers[row], data.name(row), why)
+    kept = keep_usable(data, report, args.strict, report_folder(args), progress)
+    demonstrations = Demonstrations(kept, args.textual_share, args.seed)
+    return demonstrations, count_data_tokens(policy, demonstrations, args.max_length, False)
+
+def _cold_start(args, data, report, checkpoint, resume, progress):
     policy = _load_start(args)
-    counts = count_data_tokens(policy, demonstrations, args.max_length, progress)
+    demonstrations, counts = _usable_demonstrations(policy, args, data, report, progress)
     if progress:
         print(_describe_counts(demonstrations, counts), flush=True)
     if not checkpoint:  # else the weights come from the checkpoint
