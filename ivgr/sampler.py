@@ -55,19 +55,20 @@ class QueryOrder:
             if needed[name] and not rows[name]:
                 raise InputError(f"unpaired_share={self.share} asks for {name} rows, but the data has none")
 
-    def _shuffled(self, paired: bool, epoch: int) -> list[int]:
+    def _shuffled(self, paired: bool, epoch: int, attempt: int) -> list[int]:
         deck = self.decks[paired].copy()
-        rng_for(self.seed, "order", paired, epoch).shuffle(deck)
+        again = [attempt] if attempt else []
+        rng_for(self.seed, "order", paired, epoch, *again).shuffle(deck)
         return deck
 
-    def _deal(self, paired: bool, start: int, stop: int) -> list[int]:
+    def _deal(self, paired: bool, start: int, stop: int, attempt: int) -> list[int]:
         "Cards number `start` to `stop` of the endless deck"
         decks = {}  # shuffled, by epoch
         rows = []
         for card in range(start, stop):
             epoch, place = divmod(card, len(self.decks[paired]))
             if epoch not in decks:
-                decks[epoch] = self._shuffled(paired, epoch)
+                decks[epoch] = self._shuffled(paired, epoch, attempt)
             rows.append(decks[epoch][place])
         return rows
 
@@ -78,12 +79,14 @@ class QueryOrder:
         return total - unpaired, unpaired
 
     def batch(self,
-        number: int,   # Of the batch of queries, from 0
-    ) -> list[int]:    # `batch_size` row numbers
+        number: int,       # Of the batch of queries, from 0
+        attempt: int = 0,  # Above 0: other rows of the same kinds, for places whose rows were of no use
+    ) -> list[int]:        # `batch_size` row numbers
         "The rows of one batch"
         paired, unpaired = self._dealt_before(number)
         next_paired, next_unpaired = self._dealt_before(number + 1)
-        return self._deal(True, paired, next_paired) + self._deal(False, unpaired, next_unpaired)
+        paired_rows = self._deal(True, paired, next_paired, attempt)
+        return paired_rows + self._deal(False, unpaired, next_unpaired, attempt)
 
     def epoch(self,
         number: int,  # Of the batch of queries, from 0

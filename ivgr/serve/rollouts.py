@@ -317,6 +317,8 @@ def correct(
                 gaps.append(_correct_rollout(rollout, row[is_token], cap))
     finally:
         policy.model.train(was_training)
+    if not gaps:
+        return {}  # all queries are those of other processes
     gap = torch.cat(gaps)
     is_capped = gap > torch.tensor(cap).log()
     return dict(

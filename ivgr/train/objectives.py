@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'ADVANTAGES', 'choice_setting', 'check_choices', 'divisors', 'stream_tokens', 'reply_weights',
            'centred_advantages', 'part_advantages', 'batch_deviation', 'all_wrong', 'consistency_where_right',
-           'counted']
+           'teaches', 'counted']
 
 # %% ../../nbs/train/objectives.ipynb #fe4946e6
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,9 @@ CHOICES: dict[str, dict[str, str]] = {
         "skip": "its advantages are 0"},
     "zero_variance": {
         "keep": "stream groups of equal rewards count in the objective's mean (the authors' code)",
-        "skip": "they don't, so the others weigh more"},
+        "skip": "they don't, so the others weigh more",
+        "redraw": "a query of which both streams teach nothing makes room for another one, at most `redraws` "
+                  "times; what is left counts (DAPO's dynamic sampling)"},
     "truncated": {
         "learn": "from replies that came to no end, too (the paper)",
         "mask": "they are compared, but nothing is learned from them (DAPO's overlong filtering)"},
@@ -176,6 +178,12 @@ def consistency_where_right(
             is_wrong = parts["accuracy"] is not None and parts["accuracy"] != 1
             if is_wrong and parts["consistency"] is not None:
                 parts["consistency"] = 0.
+
+def teaches(
+    group: Group,  # With advantages
+) -> bool:
+    "Do the rewards of any stream differ?"
+    return any(rollout.advantage for rollout in group.rollouts)
 
 def counted(
     groups: Sequence[Group],  # Of an update, with advantages
