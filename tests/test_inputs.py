@@ -10,7 +10,7 @@ from ivgr.needle import write_needle
 from ivgr.policy import load_policy,save_policy
 from ivgr.qlora import LoraSettings,add_lora
 from ivgr.tools.cli import main
-from ivgr.train.fields import EVALUATION,EVERYWHERE,LOADER,USED
+from ivgr.train.fields import EVALUATION,EVERYWHERE,HELD_OUT,LOADER,USED
 from ivgr.train.sft import ColdStartConfig
 from ivgr.trainer import DualStreamConfig
 
@@ -58,8 +58,8 @@ TABLE = [
     # words
     (f"{TRAIN} --optim adam", "argument --optim: invalid choice: 'adam'"),
     (f"{TRAIN} --lr_scheduler_type cosin", "lr_scheduler_type='cosin': choose one of linear"),
-    (f"{TRAIN} --lr_scheduler_type reduce_lr_on_plateau", "nothing is evaluated in training"),
-    (f"{TRAIN} --save_strategy best", "nothing is evaluated in training"),
+    (f"{TRAIN} --lr_scheduler_type reduce_lr_on_plateau", "choose another schedule"),
+    (f"{TRAIN} --save_strategy best", "save_strategy='best': nothing is evaluated in this run"),
     (f"{TRAIN} --bf16 perhaps", "argument --bf16: "),
     # flags that are unknown, or that would do nothing
     (f"{TRAIN} --lr 1e-4", "unknown argument '--lr'; did you mean --learning_rate?"),
@@ -71,7 +71,23 @@ TABLE = [
     ("eval --benchmark needle-easy --polcy tiny", "did you mean --policy?"),
     ("trian", "ivgr: argument COMMAND: invalid choice: 'trian'"),
     ("", "ivgr: the following arguments are required: COMMAND"),
-    (f"{TRAIN} --eval_strategy steps", "eval_strategy='steps': nothing is evaluated in training"),
+    # held-out questions
+    (f"{TRAIN} --eval_strategy steps", "eval_strategy='steps': nothing is evaluated: give held-out questions as eval_data"),
+    (f"{TRAIN} --eval_strategy epoch", "eval_strategy='epoch': a run does not stop between epochs"),
+    (f"{SFT} --eval_strategy steps", "eval_strategy='steps': nothing is evaluated in this run"),
+    (f"{TRAIN} --eval_steps 5", "eval_steps=5.0: nothing is evaluated in this run"),
+    (f"{TRAIN} --eval_n 5", "eval_n=5: there are no questions to count"),
+    (f"{TRAIN} --load_best_model_at_end true", "load_best_model_at_end=True: nothing is evaluated in this run"),
+    (f"{TRAIN} --do_eval true", "do_eval=True: nothing is evaluated in this run"),
+    (f"{TRAIN} --bf16_full_eval true", "bf16_full_eval=True: held-out questions are answered by sampling"),
+    (f"{TRAIN} --eval_data {{data}} --eval_n 0", "eval_n=0: ask at least 1 question"),
+    (f"{TRAIN} --eval_data {{data}} --eval_steps 0", "eval_steps=0.0: it has to be more than 0"),
+    (f"{TRAIN} --eval_data {{data}} --eval_steps nan", "eval_steps=nan"),
+    (f"{TRAIN} --eval_data {{data}} --metric_for_best_model loss", "metric_for_best_model='loss': choose one of textual/accuracy"),
+    (f"{TRAIN} --eval_data {{data}} --load_best_model_at_end true --eval_steps 30", "--load_best_model_at_end requires the saving steps to be a round multiple"),
+    (f"{TRAIN} --eval_data {{data}}/train.parquet", "questions are trained on, too, such as row 0"),
+    (f"{TRAIN} --eval_data {{top}}/nowhere", "no data at"),
+    (f"{TRAIN} --eval_data {{top}}/talk.json", "conversations"),
     (f"{TRAIN} --deepspeed ds.json", "deepspeed='ds.json': what learns is never split between cards"),
     (f"{TRAIN} --fsdp full_shard", "fsdp='full_shard': what learns is never split between cards"),
     (f"{TRAIN} --resume_from_checkpoint true", "go on with --resume"),
@@ -143,9 +159,9 @@ def unusual(name):
     if isinstance(default, (int, float)): return default+3
     return "x"
 
-@pytest.mark.parametrize("cls,refused", [(DualStreamConfig, EVERYWHERE|EVALUATION|LOADER), (ColdStartConfig, EVERYWHERE|EVALUATION)], ids=["train", "sft"])
+@pytest.mark.parametrize("cls,refused", [(DualStreamConfig, EVERYWHERE|EVALUATION|LOADER), (ColdStartConfig, EVERYWHERE|EVALUATION|HELD_OUT)], ids=["train", "sft"])
 def test_each_inherited_setting_is_used_or_refused(cls, refused):
-    used = {name for names in USED.values() for name in names}|({*LOADER}-refused.keys())
+    used = {name for names in USED.values() for name in names}|({*LOADER, *HELD_OUT}-refused.keys())
     assert used|refused.keys()=={f.name for f in fields(TrainingArguments)} and not used&refused.keys()
     assert cls.refused==refused
     for name in refused:

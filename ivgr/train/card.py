@@ -27,6 +27,10 @@ _RL_RESULTS = {
     "textual/consistency": "consistency, textual",
     "judge/missing": "scores that the judge withheld",
     "zero_variance_groups": "groups without a spread of rewards"}
+_ROUND_RESULTS = {
+    "eval_textual/accuracy": "right answers, textual, held out",
+    "eval_grounded/accuracy": "right answers, grounded, held out",
+    "eval_grounded/iou": "IoU of the true boxes, held out"}
 _SFT_RESULTS = {"textual/loss": "textual", "grounded/loss": "grounded", "unpaired/loss": "unpaired"}
 
 def _changed_settings(
@@ -103,8 +107,8 @@ def _missing_lines(
 _RL_HOW = "trained with dual-stream GRPO"
 _SFT_HOW = "fine-tuned on demonstrations of both streams (a cold start)"
 _RL_LIMITS = (
-    "- The table is about questions that were trained on, at the temperature of training. It is no estimate "
-    "for other questions: `ivgr eval` makes one.",
+    "- The table is about questions that were trained on, at the temperature of training, unless a line says "
+    "held out. It is no estimate for other questions: `ivgr eval` makes one.",
     "- Consistency is what the judge {judge} thinks of it.",
     "- Ask for a textual reply; boxes are for training. Whether that beats a grounded reply has to be "
     "measured on data of your kind.")
@@ -133,6 +137,8 @@ def card_lines(
 )->list[str]:
     "The text of a card, line by line"
     rl = "n_rollouts" in run
+    rounds = [line for line in log if "eval_runtime" in line]
+    log = [line for line in log if "eval_runtime" not in line]
     part = max(1, len(log)//10)
     begun = "An adapter for" if adapter else "Weights that began as"
     how = _RL_HOW if rl else _SFT_HOW
@@ -141,6 +147,7 @@ def card_lines(
     settings = _changed_settings(run, DualStreamConfig if rl else ColdStartConfig)
     of = "on replies sampled in training:" if rl else "the loss of a demonstration's tokens in nats:"
     results = _result_lines(log, _RL_RESULTS | _own_results(log) if rl else _SFT_RESULTS, part)
+    results += _result_lines(rounds, _ROUND_RESULTS, 1)
     limits = [line.format(judge=_judge_name(run)) for line in (_RL_LIMITS if rl else _SFT_LIMITS)]
     limits += _missing_lines(log)
     return [

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PrinterCallback
 
+from ..core import InputError
 from ..data.answers import warn_unmatched
 from ..data.check import PromptLimit, image_files, limit_sources, read_limits, usable
 from ..data.samples import Samples
@@ -21,6 +22,7 @@ from ..rewards import read_weights
 from ..serve.endpoint import EndpointConfig
 from ..serve.policy_judge import make_judge
 from ..serve.rollouts import RolloutConfig, RolloutServer
+from .heldout import check_held_out, open_held_out
 from .own_rewards import code_facts, load_rewards
 from .runs import RunLog, advising, fingerprint, locked, prepare_run_dir, report_folder
 from .settings import absolute, load_base, make_trainable
@@ -34,6 +36,9 @@ _SHOWN = {  # On the progress bar
     "G": "grounded/accuracy",
     "box": "grounded/iou",
     "consistency": "textual/consistency",
+    "held-out T": "eval_textual/accuracy",
+    "held-out G": "eval_grounded/accuracy",
+    "its seconds": "eval_runtime",
 }
 
 def judge_facts(
@@ -61,17 +66,29 @@ def train(
     "Everything that `ivgr train` does"
     rewards = load_rewards(args.reward) | dict(rewards or {})
     read_weights(args.weights, rewards)  # refuses what is none
+    if args.eval_strategy != "no" and not args.eval_data:
+        raise InputError("eval_strategy='steps': nothing is evaluated: give held-out questions as eval_data")
     samples = Samples(args.data)
     warn_unmatched(args.answer_rules, samples.labels)
     facts = dict(data_fingerprint=fingerprint(samples.file), image_files=image_files(samples))
-    facts |= judge_facts(args.judge, endpoint) | code_facts(rewards)
+    facts |= judge_facts(args.judge, endpoint) | code_facts(rewards) | _held_out_facts(args)
     with locked(args):
         checkpoint = prepare_run_dir(args, resume, facts)
-        kept = _rows_to_train_on(args, samples, progress)
-        return _train(args, kept, checkpoint, progress, endpoint, rollouts, trainer_class, rewards)
+        kept, held_out = _usable_rows(args, samples, progress)
+        parts = dict(rewards=rewards, eval_samples=held_out)
+        return _train(args, kept, checkpoint, progress, endpoint, rollouts, trainer_class, parts)
 
-def _rows_to_train_on(args, samples, progress):
-    "The rows that can be used, as many of each source as are wanted"
+def _held_out_facts(args):
+    "What makes rounds of held-out questions comparable with each other"
+    if not args.eval_data:
+        return {}
+    facts = dict(eval_n=args.eval_n, eval_fingerprint=fingerprint(Samples(args.eval_data, "test").file))
+    if args.metric_for_best_model:
+        facts |= {name: getattr(args, name) for name in ("metric_for_best_model", "greater_is_better")}
+    return facts
+
+def _usable_rows(args, samples, progress):
+    "The rows to train on, as many of each source as are wanted; and held-out rows, if there are any"
     limit = None
     if args.max_prompt:
         reader = load_reader(absolute(args.policy), args.max_pixels)
@@ -79,7 +96,12 @@ def _rows_to_train_on(args, samples, progress):
             reader["prompts"] = Prompts.load(args.prompts)
         limit = PromptLimit(args.max_prompt, **reader)
     kept = usable(samples, args.check, args.strict, report_folder(args), progress, limit)
-    return limit_sources(kept, read_limits(args.sources), args.seed)
+    kept = limit_sources(kept, read_limits(args.sources), args.seed)
+    if not args.eval_data:
+        return kept, None
+    held_out = open_held_out(args.eval_data, args.eval_n, args.check, args.strict, progress, limit)
+    check_held_out(held_out, kept, args.strict)
+    return kept, held_out
 
 def _watch(trainer, samples):
     "Have a few questions asked again and again, where that is wanted"
@@ -91,16 +113,16 @@ def _watch(trainer, samples):
         asked = choose_rows(samples if held_out is None else held_out, args.picture_n, args.seed)
         trainer.add_callback(AskAgain(trainer, asked, args.picture_steps))
 
-def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class, rewards):
+def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class, parts):
     policy = make_trainable(load_base(args), args, args.beta)
     check_letters(policy, Samples(args.data).labels)
     judge = make_judge(args.judge, policy, endpoint)
     sampler = RolloutServer(rollouts, Path(args.output_dir)/"adapters") if rollouts else None
     args.disable_tqdm = True  # RunLog shows our own bar
-    trainer = trainer_class(policy, args, samples, judge, sampler, rewards)
+    trainer = trainer_class(policy, args, samples, judge, sampler, **parts)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog("train", _SHOWN, progress))
-    _watch(trainer, samples)
+    _watch(trainer, parts["eval_samples"] or samples)
     try:
         with advising(args.output_dir), STOPS.held(), naming_files(args.output_dir):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

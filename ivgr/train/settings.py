@@ -18,7 +18,7 @@ from ..core import InputError
 from ..policy import Policy, find_adapter, load_policy, with_prompts
 from ..qlora import LoraSettings, add_lora, check_trainable
 from ivgr.train.fields import (
-    EVALUATION, EVERYWHERE, check_choices, check_ranges, refuse_unused, setting,
+    EVALUATION, EVERYWHERE, HELD_OUT, check_choices, check_ranges, refuse_unused, setting,
 )
 
 # %% ../../nbs/train/settings.ipynb #ead4be16
@@ -42,7 +42,7 @@ def _lora_setting(
 @dataclass
 class PolicyConfig(TrainingArguments):
     "Which policy, in how many bits, and what of it learns"
-    refused: ClassVar[dict[str, str]] = EVERYWHERE | EVALUATION  # Fields that would do nothing
+    refused: ClassVar[dict[str, str]] = EVERYWHERE | EVALUATION | HELD_OUT  # Fields that would do nothing
     policy: str = setting(
         "tiny", "Policy to start from: a directory, a hub name, or `tiny` for the one that ships")
     prompts: str|None = setting(
@@ -120,7 +120,7 @@ def _check_inherited(args):
     "Refuse what of the inherited settings does nothing or is out of range"
     refuse_unused(args, args.refused)
     check_ranges(args)
-    check_choices(args, evaluates="eval_strategy" not in args.refused)
+    check_choices(args, evaluates=args.eval_strategy != "no")
 
 def _in_own_words(error):
     "What `TrainingArguments` complains about"
