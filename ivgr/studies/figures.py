@@ -8,7 +8,7 @@ __all__ = ['LOOKS', 'TRAINED', 'MODES', 'ENOUGH', 'GROUP_SIZES', 'TOOL_LOOKS', '
            'rows_of', 'bin_shares', 'draw_bins', 'map_cell', 'draw_map', 'draw_rollouts', 'draw_attention_shares',
            'draw_tools']
 
-# %% ../../nbs/studies/figures.ipynb #a1cd85bd
+# %% ../../nbs/studies/figures.ipynb #1ffd25b0
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from ivgr.studies.verdicts import (
     mean_interval, outcome_by_seed, place_name,
 )
 
-# %% ../../nbs/studies/figures.ipynb #7bdc25af
+# %% ../../nbs/studies/figures.ipynb #1ef2c962
 class Look(NamedTuple):
     "How an arm looks"
     colour: str  # Hexadecimal
@@ -63,6 +63,7 @@ def _panels(
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=9)
+        ax.yaxis.label.set_size(9)
     return figure, axes
 
 def _say_not_run(
@@ -76,6 +77,38 @@ def in_points(
 ) -> list[float]:
     "Shares in points"
     return [100*value for value in by_seed.values()]
+
+def _title(
+    ax: Any,    # A panel
+    text: str,  # Above it, at the left
+) -> None:
+    "Name a panel"
+    ax.set_title(text, fontsize=9.5, loc="left")
+
+def _label(
+    ax: Any,    # A panel
+    text: str,  # Of its horizontal axis
+) -> None:
+    "Say what a panel's horizontal axis shows"
+    ax.set_xlabel(text, fontsize=9)
+
+def _draw_mean(
+    ax: Any,                  # To draw on
+    values: Sequence[float],  # One a seed
+    at: float,                # On the other axis
+    look: Look,               # Of the point
+    filled: bool = True,      # The point
+    upright: bool = False,    # The values are on the vertical axis
+) -> None:
+    "A mean with its interval"
+    mean, low, high = mean_interval(values)
+    reach = [[mean-low], [high-mean]]
+    inside = look.colour if filled else "white"
+    style = dict(color=look.colour, marker=look.marker, mfc=inside, ms=6, mew=1.3, capsize=2.5)
+    if upright:
+        ax.errorbar(at, mean, yerr=reach, **style)
+    else:
+        ax.errorbar(mean, at, xerr=reach, **style)
 
 class Lane(NamedTuple):
     "One number of every seed, on a line of its own"
@@ -98,10 +131,7 @@ def _draw_lane(
     colour, marker = lane.look
     heights = [at+seeds_at]*len(values)
     ax.scatter(values, heights, s=9, color=colour, marker=marker, alpha=.6, lw=0)
-    mean, low, high = mean_interval(values)
-    inside = colour if lane.filled else "white"
-    style = dict(color=colour, marker=marker, mfc=inside, ms=6, mew=1.3, elinewidth=1.3, capsize=2.5)
-    ax.errorbar(mean, at-.08, xerr=[[mean-low], [high-mean]], **style)
+    _draw_mean(ax, values, at-.08, lane.look, lane.filled)
 
 def _draw_lanes(
     ax: Any,                # To draw on
@@ -115,7 +145,7 @@ def _draw_lanes(
             ax.axhline(at-.5, color="#dddddd", lw=.6)
     ax.set_yticks(range(len(lanes)), [lane.name for lane in lanes])
     ax.set_ylim(len(lanes)-.5, -.5)
-    ax.set_title(title, fontsize=9.5, loc="left")
+    _title(ax, title)
 
 def _clip_to_shares(
     ax: Any,  # With shares in points on its horizontal axis
@@ -135,7 +165,7 @@ def _legend_below(
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, ls=line, ms=5))
     figure.legend(handles, list(names), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
-# %% ../../nbs/studies/figures.ipynb #5f167bdb
+# %% ../../nbs/studies/figures.ipynb #f498008a
 TRAINED = tuple(name for name in COMPONENT_ARMS if name != "init")
 
 def draw_components(
@@ -158,7 +188,7 @@ def draw_components(
     figure.supxlabel("% of test questions; dotted: before training", fontsize=9)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #fb70ddc7
+# %% ../../nbs/studies/figures.ipynb #97122c34
 def _decided(
     rows: Sequence[dict],               # From `read_rows`
     comparisons: Sequence[Comparison],  # Of one study
@@ -192,10 +222,10 @@ def draw_changes(
         _draw_lanes(ax, lanes, outcome.name)
         ax.axvline(0, color=_INK, lw=.8)
         ax.axvspan(-100*MARGIN, 100*MARGIN, color=_GREY, alpha=.15, lw=0)
-        ax.set_xlabel(label, fontsize=8.5)
+        _label(ax, label)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #0d3389dc
+# %% ../../nbs/studies/figures.ipynb #ba12c4cd
 def curves_of(
     rows: Sequence[dict],  # From `read_rows`
     arm: str,              # With its place
@@ -248,15 +278,15 @@ def draw_learning(
                 _draw_curve(ax, of_arm, look_of(arm))
             if not any(curves.values()):
                 _say_not_run(ax)
-            ax.set_title(f"{title},\n{place_name('@'+place)}", fontsize=9.5, loc="left")
+            _title(ax, f"{title},\n{place_name('@'+place)}")
     for ax in axes[-1]:
-        ax.set_xlabel("step", fontsize=9)
+        _label(ax, "step")
     for ax in axes[:, 0]:
-        ax.set_ylabel("% of rollouts", fontsize=9)
+        ax.set_ylabel("% of rollouts")
     _legend_below(figure, {arm: look_of(arm) for arm in arms}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #65a6b99f
+# %% ../../nbs/studies/figures.ipynb #97f07719
 _SCORE_LOOKS = {
     1.: Look("#0072B2", "o"),
     .7: Look("#56B4E9", "v"),
@@ -281,15 +311,15 @@ def draw_scores(
             ax.set_xscale("log")
             ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
             ax.minorticks_off()
-            ax.set_title(f"{arm}, {title}", fontsize=9.5, loc="left")
+            _title(ax, f"{arm}, {title}")
     for ax in axes[-1]:
-        ax.set_xlabel("step", fontsize=9)
+        _label(ax, "step")
     for ax in axes[:, 0]:
-        ax.set_ylabel("% of texts", fontsize=9)
+        ax.set_ylabel("% of texts")
     _legend_below(figure, {f"score {score}": _SCORE_LOOKS[score] for score in SCORES}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #a58949b3
+# %% ../../nbs/studies/figures.ipynb #8b95819f
 MODES = {"textual": Look("#0072B2", "o"), "grounded": Look("#D55E00", "s")}
 
 def _accuracy(
@@ -299,6 +329,24 @@ def _accuracy(
     "Right answers of one mode"
     return Outcome(mode, split, mode, lambda row: row["accuracy"])
 
+def _draw_modes_of(
+    ax: Any,              # A panel
+    rows: Sequence[dict], # From `read_rows`
+    arms: Sequence[str],  # Names without a place, from top to bottom
+    place: str,           # Where
+) -> None:
+    "Textual and grounded right answers, a lane for each arm"
+    for at, name in enumerate(arms):
+        arm = arm_of(name, place) if place == "noisy" else arm_in(name, place)
+        textual = outcome_by_seed(rows, arm, _accuracy("textual"))
+        grounded = outcome_by_seed(rows, arm, _accuracy("grounded"))
+        _draw_lane(ax, Lane(name, MODES["textual"], textual), at-.14, 0.)
+        if grounded:
+            _draw_lane(ax, Lane(name, MODES["grounded"], grounded), at+.14, 0.)
+    ax.set_yticks(range(len(arms)), arms)
+    ax.set_ylim(len(arms)-.5, -.5)
+    _title(ax, place_name("@"+place))
+
 def draw_modes(
     rows: Sequence[dict],           # From `read_rows`
     places: Sequence[str] = ("noisy", "mistaken"),  # Panels
@@ -306,23 +354,15 @@ def draw_modes(
     path: str | Path | None = None, # Where to save it
 ) -> Figure:
     "Right answers of both modes, before training and after it"
-    figure, axes = _panels(1.1+1.1*len(arms)*len(places)/2, len(places), 1, sharex=True)
+    figure, axes = _panels(1.1+.55*len(arms)*len(places), len(places), 1, sharex=True)
     for place, ax in zip(places, axes[:, 0]):
-        for mode, shift in zip(MODES, (-.14, .14)):
-            for at, name in enumerate(arms):
-                arm = arm_of(name, place) if place == "noisy" else arm_in(name, place)
-                by_seed = outcome_by_seed(rows, arm, _accuracy(mode))
-                if by_seed or mode == "textual":
-                    _draw_lane(ax, Lane(name, MODES[mode], by_seed), at+shift, 0.)
-        ax.set_yticks(range(len(arms)), arms)
-        ax.set_ylim(len(arms)-.5, -.5)
-        ax.set_title(place_name("@"+place), fontsize=9.5, loc="left")
+        _draw_modes_of(ax, rows, arms, place)
     _clip_to_shares(axes[-1, 0])
-    axes[-1, 0].set_xlabel("% right answers to test questions", fontsize=9)
+    _label(axes[-1, 0], "% right answers to test questions")
     _legend_below(figure, MODES)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #e2079c1f
+# %% ../../nbs/studies/figures.ipynb #5ba24cce
 ENOUGH = 50  # Answers in a bin
 
 def rows_of(
@@ -369,13 +409,13 @@ def draw_bins(
         if not any(len(line.get_xdata()) for line in ax.lines):
             _say_not_run(ax)
         ax.set(xlim=(0, 1), ylim=(0, 102))
-        ax.set_title(name, fontsize=9.5, loc="left")
-        ax.set_xlabel("IoU of the boxes", fontsize=9)
-    axes[0, 0].set_ylabel("% right answers", fontsize=9)
+        _title(ax, name)
+        _label(ax, "IoU of the boxes")
+    axes[0, 0].set_ylabel("% right answers")
     _legend_below(figure, MODES, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #f3cdc68b
+# %% ../../nbs/studies/figures.ipynb #96baaba6
 def map_cell(
     rows: Sequence[dict],  # From `read_rows`
     start: str,            # One of `MAP_STARTS`
@@ -396,6 +436,24 @@ def _cell_text(
     mean, low, high = [100*value for value in (change.mean, change.low, change.high)]
     return f"{mean:+.1f}\n{low:+.0f} to {high:+.0f}\n{len(change.by_seed)} seeds"
 
+def _draw_gains(
+    ax: Any,               # A panel
+    rows: Sequence[dict],  # From `read_rows`
+    outcome: Outcome,      # One of `TESTED`
+) -> None:
+    "A cell for each start and key, coloured by what consistency gains"
+    gains = []
+    for y, start in enumerate(MAP_STARTS):
+        line = []
+        for x, wrong_key in enumerate(MAP_KEYS):
+            change = map_cell(rows, start, wrong_key, outcome)
+            line.append(100*change.mean if change else float("nan"))
+            colour = "white" if abs(line[-1]) > 20 else _INK
+            ax.text(x, y, _cell_text(change), fontsize=8, ha="center", va="center", color=colour)
+        gains.append(line)
+    image = ax.imshow(gains, cmap="PuOr_r", vmin=-40, vmax=40, aspect="auto")
+    image.cmap.set_bad("#eeeeee")
+
 def draw_map(
     rows: Sequence[dict],           # From `read_rows`
     path: str | Path | None = None, # Where to save it
@@ -403,24 +461,15 @@ def draw_map(
     "Where consistency pays: gains over the share of wrong answers in the key and of wrong looks at the start"
     figure, axes = _panels(3.3, 1, 2, sharey=True)
     for outcome, ax in zip((RIGHT, TRUE), axes[0]):
-        gains = []
-        for y, start in enumerate(MAP_STARTS):
-            cells = [map_cell(rows, start, wrong_key, outcome) for wrong_key in MAP_KEYS]
-            gains.append([100*change.mean if change else float("nan") for change in cells])
-            for x, change in enumerate(cells):
-                dark = change is not None and abs(change.mean) > .2
-                colour = "white" if dark else _INK
-                ax.text(x, y, _cell_text(change), fontsize=8, ha="center", va="center", color=colour)
-        image = ax.imshow(gains, cmap="PuOr_r", vmin=-40, vmax=40, aspect="auto")
-        image.cmap.set_bad("#eeeeee")
+        _draw_gains(ax, rows, outcome)
         ax.set_xticks(range(len(MAP_KEYS)), [f"{key}%" for key in MAP_KEYS])
         ax.set_yticks(range(len(MAP_STARTS)), [f"{share}%" for share in MAP_STARTS.values()])
-        ax.set_xlabel("wrong answers in the key", fontsize=9)
-        ax.set_title(f"{outcome.name}: points gained", fontsize=9.5, loc="left")
-    axes[0, 0].set_ylabel("wrong looks at the start", fontsize=9)
+        _label(ax, "wrong answers in the key")
+        _title(ax, f"{outcome.name}: points gained")
+    axes[0, 0].set_ylabel("wrong looks at the start")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #4cacba12
+# %% ../../nbs/studies/figures.ipynb #95de34c6
 GROUP_SIZES = {2: "n-2@noisy", 4: "n-4@noisy", 8: "full@noisy", 16: "n-16@noisy"}
 
 def draw_rollouts(
@@ -436,20 +485,18 @@ def draw_rollouts(
             if not values:
                 continue
             ax.scatter([size*1.12]*len(values), values, s=9, color=look.colour, alpha=.6, lw=0)
-            mean, low, high = mean_interval(values)
-            style = dict(color=look.colour, marker=look.marker, ms=6, capsize=2.5)
-            ax.errorbar(size, mean, yerr=[[mean-low], [high-mean]], **style)
+            _draw_mean(ax, values, size, look, upright=True)
         ax.set_xscale("log", base=2)
         ax.set_xticks(list(GROUP_SIZES), list(map(str, GROUP_SIZES)))
         ax.set_xlim(1.6, 21)
-        ax.set_xlabel("rollouts in each stream (N)", fontsize=9)
-        ax.set_title(outcome.name, fontsize=9.5, loc="left")
+        _label(ax, "rollouts in each stream (N)")
+        _title(ax, outcome.name)
         if not ax.collections:
             _say_not_run(ax)
-    axes[0, 0].set_ylabel("% of test questions", fontsize=9)
+    axes[0, 0].set_ylabel("% of test questions")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #72b1e381
+# %% ../../nbs/studies/figures.ipynb #16fa6cc5
 def draw_attention_shares(
     rows: Sequence[dict],           # From `read_rows`
     place: str = "",                # Where
@@ -466,8 +513,8 @@ def draw_attention_shares(
             ax.axhline(100*found[0]["area"], color=_GREY, lw=1, ls=":")
     if not ax.lines:
         _say_not_run(ax)
-    ax.set_xlabel("layer", fontsize=9)
-    ax.set_ylabel("% of attention on the target", fontsize=9)
+    _label(ax, "layer")
+    ax.set_ylabel("% of attention on the target")
     _legend_below(figure, {arm: look_of(arm) for arm in ("init", "no-consistency", "full")}, "-")
     return finish_figure(figure, path)
 
@@ -493,6 +540,6 @@ def draw_tools(
     ax.set_yticks(range(len(arms)), arms)
     ax.set_ylim(len(arms)-.5, -.5)
     _clip_to_shares(ax)
-    ax.set_xlabel("% right answers", fontsize=9)
+    _label(ax, "% right answers")
     _legend_below(figure, TOOL_LOOKS)
     return finish_figure(figure, path)

@@ -10,7 +10,7 @@ __all__ = ['MARGIN', 'HELPS', 'HURTS', 'NO_DIFFERENCE', 'INCONCLUSIVE', 'NOT_RUN
            'change_text', 'markdown_table', 'pair_name', 'mean_points', 'arm_of', 'component_table', 'readme_table',
            'verdict_of', 'stated', 'placebo_text', 'summary', 'missing_runs', 'missing_table']
 
-# %% ../../nbs/studies/verdicts.ipynb #9421ffe7
+# %% ../../nbs/studies/verdicts.ipynb #ba9359e9
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..core import InputError
 from .arms import COMPONENT_ARMS, SEEDS, STUDIES, arm_in
 
-# %% ../../nbs/studies/verdicts.ipynb #3a7efd95
+# %% ../../nbs/studies/verdicts.ipynb #05af3ad2
 def student_p(
     t: float,   # In standard errors
     df: int,    # Degrees of freedom, at least 1
@@ -53,7 +53,7 @@ def student_quantile(
             high = middle
     return high
 
-# %% ../../nbs/studies/verdicts.ipynb #b5a7f6c0
+# %% ../../nbs/studies/verdicts.ipynb #49c07482
 MARGIN = .02  # Differences below this do not matter; fixed in the design
 
 def mean_interval(
@@ -63,7 +63,8 @@ def mean_interval(
     mean = fmean(values)
     if len(values) < 2:
         return mean, mean, mean
-    half = student_quantile(.05, len(values)-1)*stdev(values)/math.sqrt(len(values))
+    error = stdev(values)/math.sqrt(len(values))
+    half = student_quantile(.05, len(values)-1)*error
     return mean, mean-half, mean+half
 
 class Change(NamedTuple):
@@ -119,7 +120,7 @@ def verdict(
         return HELPS if change.mean > 0 else HURTS
     return NO_DIFFERENCE if change.is_small else INCONCLUSIVE
 
-# %% ../../nbs/studies/verdicts.ipynb #3beb77af
+# %% ../../nbs/studies/verdicts.ipynb #37925706
 class Outcome(NamedTuple):
     "A number of a run"
     name: str                               # In words
@@ -174,7 +175,7 @@ def outcome_by_seed(
             found[row["seed"]] = value
     return dict(sorted(found.items()))
 
-# %% ../../nbs/studies/verdicts.ipynb #383cac7a
+# %% ../../nbs/studies/verdicts.ipynb #5f65cf9d
 class Comparison(NamedTuple):
     "Two arms, the first less the second"
     study: str  # One of `STUDIES`
@@ -241,7 +242,7 @@ def decide(
         decided.append(Decided(comparison, change, p, verdict(change, p)))
     return decided
 
-# %% ../../nbs/studies/verdicts.ipynb #57ca6c1c
+# %% ../../nbs/studies/verdicts.ipynb #f9e1d566
 PLACE_NAMES = {
     "": "right key",
     "noisy": "35% of the key wrong",
@@ -428,8 +429,12 @@ def _by_verdict(
     groups: dict[str, list[str]] = {}
     for decided in decisions:
         text = f"{_short_name(decided.comparison)} {change_text(decided.change)}"
-        groups.setdefault(decided.verdict, []).append(text.rstrip())
-    return "; ".join(f"{name}: {', '.join(texts)}" for name, texts in groups.items())
+        same = groups.setdefault(decided.verdict, [])
+        same.append(text.rstrip())
+    parts = []
+    for name, texts in groups.items():
+        parts.append(f"{name}: {', '.join(texts)}")
+    return "; ".join(parts)
 
 def summary(
     rows: Sequence[dict],               # From `read_rows`
@@ -472,9 +477,12 @@ def _missing_text(
     "Missing runs by name; arms that lack the same seeds together"
     by_seeds: dict[str, list[str]] = {}
     for arm, seeds in missing.items():
-        by_seeds.setdefault(_seeds_text(seeds), []).append(f"`{arm}`")
-    named = [f"{', '.join(arms)}: {seeds}" for seeds, arms in by_seeds.items()]
-    return "; ".join(named) or "nothing"
+        lacking = by_seeds.setdefault(_seeds_text(seeds), [])
+        lacking.append(f"`{arm}`")
+    parts = []
+    for seeds, arms in by_seeds.items():
+        parts.append(f"{', '.join(arms)}: {seeds}")
+    return "; ".join(parts) or "nothing"
 
 def missing_table(
     rows: Sequence[dict],  # From `read_rows`
