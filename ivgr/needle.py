@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BACKGROUND', 'CLUTTER', 'ROWS', 'COLUMNS', 'LETTERS', 'SPLITS', 'NeedleConfig', 'Tile', 'make_scene',
-           'render', 'region', 'box_text', 'Question', 'attribute_reasoning', 'attribute_question', 'named_question',
-           'relation_word', 'relation_reasoning', 'relation_question', 'ask', 'split_of', 'needle_scene',
-           'write_needle', 'write_table']
+           'render', 'region', 'region_box', 'box_text', 'Question', 'attribute_reasoning', 'attribute_question',
+           'named_question', 'relation_word', 'relation_reasoning', 'relation_question', 'ask', 'split_of',
+           'needle_scene', 'write_needle', 'write_table']
 
 # %% ../nbs/03_needle.ipynb #811da801
 import hashlib
@@ -140,6 +140,17 @@ def region(
     column = min(2, int(3 * (x1 + x2) / 2 / size))
     row = min(2, int(3 * (y1 + y2) / 2 / size))
     return f"{ROWS[row]} {COLUMNS[column]}"
+
+def region_box(
+    name: str,                # Of a region, as `region` has it
+    size: int,                # Side of the image, in pixels
+) -> tuple[float, ...]:       # `(x1, y1, x2, y2)` in pixels
+    "The ninth of an image that is a region"
+    row, column = name.split()
+    third = size / 3
+    x = COLUMNS.index(column) * third
+    y = ROWS.index(row) * third
+    return x, y, x + third, y + third
 
 # %% ../nbs/03_needle.ipynb #78a5f37c
 def box_text(

@@ -167,6 +167,7 @@ section{display:grid;grid-template-columns:minmax(0,19em) minmax(0,1fr);gap:1.2e
 border-top:1px solid var(--line)}
 @media (max-width:45em){section{grid-template-columns:minmax(0,1fr)}}
 svg{display:block;width:100%;height:auto;max-height:30em}rect{fill:none}
+.place{fill:currentColor;fill-opacity:.25;stroke:currentColor}
 .true{stroke:#222}.written{stroke:#b0127b;stroke-dasharray:4 3}
 .right{color:var(--right)}.wrong{color:var(--wrong)}small{opacity:.75}
 mark{color:inherit;background:var(--new)}.pair{display:grid;gap:1em;
@@ -194,7 +195,7 @@ def html_page(
     body = "\n".join([f"<h1>{name}</h1>", *blocks])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
-# %% ../../nbs/evaluate/report.ipynb #8f436630
+# %% ../../nbs/evaluate/report.ipynb #eef60273
 def svg_picture(
     image: Image.Image,  # Shown, perhaps smaller than the original
     size: tuple,         # `(width, height)` of the original, in pixels
@@ -216,12 +217,14 @@ def svg_image(
     size: tuple,            # `(width, height)` of the original, in pixels
     true: Sequence = (),    # `(x1, y1, x2, y2)` each, in its pixels
     written: Sequence = (), # The same
+    places: Sequence = (),  # Shaded: `right` or `wrong`, and a box
 ) -> str:
-    "A picture with true and written boxes, each over a white line"
+    "A picture with shaded places, and with true and written boxes, each over a white line"
     width, height = size
     line = max(width, height) / 150
+    shaded = [_rectangle(box, line / 2, f'class="{kind} place"') for kind, box in places]
     boxes = [("true", box) for box in true] + [("written", box) for box in written]
-    drawn = ""
+    drawn = "".join(shaded)
     for kind, box in boxes:
         drawn += _rectangle(box, 2 * line, 'stroke="white"')
         drawn += _rectangle(box, line, f'class="{kind}"')

@@ -15,8 +15,10 @@ from ..data.images import load_image
 from ..data.inspect import read_completions, read_rollouts, reward_lines
 from ..data.samples import Samples
 from .ask import reasoning_text
+from .facts import named_regions, target_regions
 from .plots import compare_words
 from .report import html_page, page_text, svg_image, svg_picture
+from ..needle import region_box
 from ..prompts import strip_placeholders
 
 # %% ../../nbs/evaluate/run_page.ipynb #13379000
@@ -57,12 +59,14 @@ class Pictures:
         name: str,                   # Of a picture
         true: Iterable = (),         # `(x1, y1, x2, y2)` each, in pixels of the original
         written: Iterable = (),      # The same
+        places: Iterable = (),       # Shaded; as for `svg_image`
     ) -> str:                        # Empty where it was not stored
         "A picture with boxes"
         if name not in self.sizes:
             return ""
         number = list(self.sizes).index(name)
-        return svg_image(f'<use href="#picture{number}"/>', self.sizes[name], list(true), list(written))
+        picture = f'<use href="#picture{number}"/>'
+        return svg_image(picture, self.sizes[name], list(true), list(written), list(places))
 
     @property
     def store(self) -> str:
@@ -105,12 +109,25 @@ def _scene_reply(row, other):
     words = _words_html(reasoning_text(row["text"]), reasoning_text(other["text"]))
     return f'<b class="{css_class}">{head}</b>{cut}<pre>{words}</pre>'
 
+def _named_places(rows):
+    "The regions that the textual reply names, and whether a target is there; of a square picture"
+    width, height = rows[0]["size"]
+    if width != height:
+        return []
+    right = target_regions(rows[0]["targets"], width)
+    places = []
+    for row in rows:
+        if row["mode"] == "textual":
+            for name in sorted(named_regions(row["question"], reasoning_text(row["text"]))):
+                places.append(("right" if name in right else "wrong", region_box(name, width)))
+    return places
+
 def _scene_view(pictures, rows, others):
     "A question at a step: its pictures with the boxes of the grounded reply, and all replies"
     sample = rows[0]
     names = [f"{SCENES}/{name}" for name in sample["pictures"]]
     written = [box for row in rows if row["mode"] == "grounded" for box in row["boxes"]]
-    blocks = [pictures.show(names[0], sample["targets"], written)]
+    blocks = [pictures.show(names[0], sample["targets"], written, _named_places(rows))]
     blocks += [pictures.show(name) for name in names[1:]]
     by_mode = {row["mode"]: row for row in others}
     blocks += [_scene_reply(row, by_mode.get(row["mode"], row)) for row in rows]
@@ -209,8 +226,9 @@ def _step_blocks(rows, updates, samples, pictures):
 # %% ../../nbs/evaluate/run_page.ipynb #050ba55e
 MOST_REPLIES = 200  # On a page: the last ones
 
-_LEGEND = ("<p>Lines on pictures: black, true boxes; dashed, boxes that the policy wrote. Signed numbers are "
-           "advantages: a positive one strengthens a reply, a negative one weakens it.</p>")
+_LEGEND = ("<p>Lines on pictures: black, true boxes; dashed, boxes that the policy wrote. Shaded: the place "
+           "that the words name, blue where the target is, orange elsewhere. Signed numbers are advantages: a "
+           "positive one strengthens a reply, a negative one weakens it.</p>")
 
 def _notes(n_shown, n_kept, pictures, rows, samples):
     "What is not on the page, and why"
