@@ -227,8 +227,8 @@ def _step_blocks(rows, updates, samples, pictures):
 MOST_REPLIES = 200  # On a page: the last ones
 
 _LEGEND = ("<p>Lines on pictures: black, true boxes; dashed, boxes that the policy wrote. Shaded: the place "
-           "that the words name, blue where the target is, orange elsewhere. Signed numbers are advantages: a "
-           "positive one strengthens a reply, a negative one weakens it.</p>")
+           "that the words name, blue where the target is, orange elsewhere. Signed numbers are advantages: "
+           "a positive one strengthens a reply, a negative one weakens it.</p>")
 
 def _notes(n_shown, n_kept, pictures, rows, samples):
     "What is not on the page, and why"
