@@ -154,8 +154,8 @@ class DualStreamConfig(HeldOutConfig):
               "for each")
     completions: int = setting(4, "Rollouts of a step that go into completions.jsonl")
     picture_steps: int|None = setting(
-        None, "Steps between two looks at the same few questions: replies before and now, with boxes, for "
-              "the tracker and for `ivgr replies --page`; default never")
+        None, "Steps between two looks at the same few questions (of eval_data, or else of data): replies "
+              "before and now, with boxes, for the tracker and for `ivgr replies --page`; default never")
     picture_n: int = setting(4, "How many questions picture_steps looks at")
     learning_rate: float = setting(3e-4, "Peak learning rate (released run, full fine-tune of 7B: 1e-6)")
     lr_scheduler_type: str = setting("constant_with_warmup", "Learning rate schedule")

@@ -109,8 +109,7 @@ def _watch(trainer, samples):
     if args.picture_steps:
         from ivgr.data.inspect import choose_rows  # draws: only where there is something to draw
         from ivgr.train.pictures import AskAgain
-        held_out = trainer.eval_dataset
-        asked = choose_rows(samples if held_out is None else held_out, args.picture_n, args.seed)
+        asked = choose_rows(samples, args.picture_n, args.seed)
         trainer.add_callback(AskAgain(trainer, asked, args.picture_steps))
 
 def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_class, parts):
