@@ -32,7 +32,7 @@ from .ask import MODES, reasoning_text
 from .facts import read_places
 from .statistics import IOU_BINS, checked_results, iou_bins
 from ..judge import SCORES
-from ..needle import BACKGROUND, COLUMNS, ROWS
+from ..needle import BACKGROUND, region_box
 
 # %% ../../nbs/evaluate/plots.ipynb #36c58803
 _INK = "#222222"    # These four are legible for colour-blind readers too
@@ -177,10 +177,9 @@ def _draw_places(ax, places, targets, side):
         ax.axhline(line, color="#999999", lw=.6, ls=":", zorder=0)
         ax.axvline(line, color="#999999", lw=.6, ls=":", zorder=0)
     for place in sorted(places):
-        row, column = place.split()
-        corner = COLUMNS.index(column) * third, ROWS.index(row) * third
+        x1, y1, *_ = region_box(place, side)
         style = _PLACE_RIGHT if place in targets else _PLACE_WRONG
-        ax.add_patch(Rectangle(corner, third, third, zorder=.5, **style))
+        ax.add_patch(Rectangle((x1, y1), third, third, zorder=.5, **style))
 
 def _without_background(image):
     "A scene with a transparent background, `(H, W, 4)`: its tiles keep their colours over a shaded place"
