@@ -393,8 +393,8 @@ def _make_runs(
             process.terminate()
         return process.wait()
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run", disable=None) as bar:
-        futures = dict(zip([pool.submit(make, job) for job in jobs], jobs))
         try:
+            futures = {pool.submit(make, job): job for job in jobs}
             for future in as_completed(futures):
                 job = futures[future]
                 outcome = _outcome_of(job, future.result(), results)
