@@ -61,10 +61,10 @@ shipped: $(BASE)  ## Make the policy that ships from nothing, and put it into th
 	@$(BIN)/python -c "from ivgr.studies.shipped import make_shipped; make_shipped('runs/shipped')"
 	@cp runs/shipped/start.jsonl nbs/results/start.jsonl
 
-ablations: $(READY)  ## Make the main ablations again, from nothing, in runs/ablations (under two hours on two cores; goes on where it stopped)
+ablations: $(BASE)  ## Make the main ablations again, from nothing, in runs/ablations (under two hours on two cores; goes on where it stopped)
 	@$(BIN)/ivgr ablate --study components mistaken teacher rollouts --results runs/ablations
 
-ablations-all: $(READY)  ## The same with every study: judges, variants, the map
+ablations-all: $(BASE)  ## The same with every study: judges, variants, the map
 	@$(BIN)/ivgr ablate --study components mistaken teacher judge map variants rollouts --results runs/ablations
 
 bench: $(READY)  ## Measure steps on this CPU beside the plain path and TRL, into nbs/results (hours; goes on where it stopped)

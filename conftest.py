@@ -2,6 +2,7 @@
 
 A notebook runs in a process of its own, with a time limit, and skips the cells that `nbdev_test` skips."""
 import contextlib, faulthandler, multiprocessing, os, signal, sys, tempfile, time
+from collections import Counter
 from pathlib import Path
 import pytest
 from hypothesis import settings
@@ -19,6 +20,32 @@ settings.load_profile('slow' if os.environ.get('IVGR_SLOW') else 'quick')
 FORKSERVER,FRESH = map(multiprocessing.get_context, ('forkserver', 'spawn'))
 FORKSERVER.set_forkserver_preload(['nbdev.test', 'hypothesis', 'matplotlib.pyplot', 'math_verify', 'openai', 'transformers.trainer',
                                    'transformers.models.qwen3_vl.modeling_qwen3_vl'])
+
+# A Python process that a test starts imports PyTorch and more, which takes 6 s: few do. tests/forked.py copies one that has it all
+MOST_STARTS = 80                # By all tests together
+STARTS = []                     # Commands that the present test has started
+starts_of = Counter()           # Number of them by test
+
+def note_start(event, args):
+    if event=='subprocess.Popen' and any(sys.executable in str(word) for word in args[1]): STARTS.append(args[1])
+
+sys.addaudithook(note_start)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    if call.when=='teardown':
+        item.user_properties.append(('starts', len(STARTS)))
+        STARTS.clear()
+
+def pytest_runtest_logreport(report):
+    if report.when=='teardown': starts_of[report.nodeid] += dict(report.user_properties).get('starts', 0)
+
+def pytest_sessionfinish(session):
+    if starts_of.total()>MOST_STARTS: session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.line(f"Python processes that tests started: {starts_of.total()} (at most {MOST_STARTS})")
+    if starts_of.total()>MOST_STARTS: terminalreporter.line('\n'.join(f'{n} {test}' for test,n in starts_of.most_common() if n))
 
 def write_to(path):
     "What this process prints, and what it starts, goes to a file"

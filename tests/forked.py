@@ -24,6 +24,7 @@ class Forked:
     "Work that goes on beside the test"
     def __init__(self, said, work, *args, **env): # File for what it prints; a function of a module
         self.said = Path(said)
+        self.said.touch()
         self.process = FORKSERVER.Process(target=_said, args=(str(said), work, *args), kwargs=env, daemon=True)
         self.process.start()
     def running(self): return self.process.is_alive()

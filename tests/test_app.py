@@ -1,5 +1,5 @@
 """The page of `ivgr app` in a real browser: Chromium without a window, driven over its debugging pipe, so no driver has to be installed."""
-import base64,json,os,shutil,signal,subprocess,sys,threading,time,urllib.request
+import base64,json,os,re,shutil,signal,subprocess,threading,time,urllib.request
 from contextlib import contextmanager,suppress
 
 import pytest,torch
@@ -7,6 +7,8 @@ import pytest,torch
 from ivgr.policy import load_policy
 from ivgr.serve import app
 from ivgr.serve.app import AppServer,example_scenes,page_reply
+
+from forked import command
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -196,24 +198,15 @@ def test_an_error_of_the_server_is_said(tab, scenes, monkeypatch, capsys):
     tab.ask("What?")
     assert "something went wrong" in tab.message and "a wire is loose" in capsys.readouterr().err
 
-@contextmanager
-def started(*flags):
-    "The command, and the first line that it prints"
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` has its children ignore it
-    process = subprocess.Popen([sys.executable, "-m", "ivgr", "app", "--port", "0", *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=heard)
-    try: yield process,process.stdout.readline()
-    finally:
-        process.kill()
-        process.communicate()
-
-def test_the_command_serves_the_shipped_policy_until_it_is_stopped():
-    with started() as (process, line):
-        url = line.split()[2]
-        assert url.startswith("http://127.0.0.1:"), line
+def test_the_command_serves_the_shipped_policy_until_it_is_stopped(tmp_path):
+    process = command(tmp_path/"said", "app", "--port", "0")
+    try:
+        while process.running() and "(Ctrl-C ends it)\n" not in process.said.read_text(): time.sleep(.05)
+        url = re.search(r"^ivgr app: (http://127.0.0.1:\d+) ", process.said.read_text(), flags=re.M)[1]
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(f"{url}/about", timeout=60) as answer: about = json.load(answer)
         assert about["policy"]=="tiny" and len(about["scenes"])==6
-        process.send_signal(signal.SIGINT)
-        out,err = process.communicate(timeout=60)
-        assert process.returncode==130 and "stopped by SIGINT" in err and "Traceback" not in err and "password" not in err
+        process.send(signal.SIGINT)
+        status,text = process.end(60)
+        assert status==130 and "stopped by SIGINT" in text and "Traceback" not in text and "password" not in text
+    finally: process.process.kill()

@@ -1,5 +1,5 @@
 "The archive: what it keeps, what survives a crash, and what a step's scoring does"
-import json,os,random,signal,subprocess,sys
+import json,os,random,signal
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from ivgr.archive import Archive, Reference, judge_answers, judge_reasonings, sc
 from ivgr.core import Frame, Group, InputError, Parsed, Reward, Rollout, Sample, Stream
 from ivgr.data.answers import answer_accuracy
 from ivgr.judge import RubricJudge
+
+from forked import Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 anything = st.text(st.characters(exclude_categories=()))  # lone surrogates as well
@@ -157,22 +159,19 @@ def test_the_same_tau_is_silent(tmp_path, recwarn):
     path = archive_of([Reference("a", "I look.", (), .4, 1)]).save(tmp_path/"archive.jsonl")
     assert len(Archive.load(path))==len(Archive.load(path, tau=.3))==1 and not recwarn.list
 
+def die_while_saving(path, moment):
+    archive = Archive()
+    for i in range(1000): archive.offer(Reference(str(i), "the new one", (), .5, 2))
+    setattr(os, moment, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    archive.save(path)
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_killed_in_the_middle_of_saving(tmp_path, moment):
     old = archive_of([Reference("a", "the old one", (), .5, 1)])
     path = old.save(tmp_path/"archive.jsonl")
-    code = f"""
-import os,signal
-from ivgr.archive import Archive,Reference
-archive = Archive()
-for i in range(1000): archive.offer(Reference(str(i), "the new one", (), .5, 2))
-os.{moment} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-archive.save({str(path)!r})
-"""
-    env = os.environ|dict(PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode==-signal.SIGKILL, done.stderr
+    status,text = Forked(tmp_path/"said", die_while_saving, str(path), moment).end()
+    assert status==-signal.SIGKILL, text
     assert Archive.load(path).state_dict() == old.state_dict()
 
 @pytest.mark.parametrize("change", [

@@ -1,4 +1,6 @@
 """What a step costs is counted, not timed: tokens into the language model, images into the vision tower, forwards of each."""
+from collections import Counter
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -6,7 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from ivgr.studies.bench import Case, bench_policy, bench_samples, build_ivgr, ideal_tokens, measure_step
 from ivgr.policy import encode
-from ivgr.tree import block_mask
+from ivgr.tree import backbone, block_mask
 
 
 @pytest.fixture(params=[dict(), dict(queries=2), dict(n=3, length=5), dict(lora_rank=4, checkpointing=True)], ids=str)
@@ -19,6 +21,9 @@ def test_every_token_and_image_once(case, shared, tmp_path):
     policy = bench_policy(case, tmp_path)
     queries = [encode(policy, s) for s in bench_samples(policy, case)]
     arm = build_ivgr(case, policy, str(tmp_path), shared)
+    forwards = Counter()
+    for model in filter(None, (policy.model, arm.trainer.ref_model)):
+        backbone(model)[0].language_model.register_forward_pre_hook(lambda *args: forwards.update([arm.meter.now]))
     measured = measure_step(arm)
     rollouts = 2*case.n*case.queries
     if shared: tokens,images = sum(ideal_tokens(q, case.n, case.length) for q in queries),case.queries
@@ -30,6 +35,8 @@ def test_every_token_and_image_once(case, shared, tmp_path):
     assert fed['decoding']==rollouts*(case.length-1)
     assert fed['reference']==fed['update']==tokens
     assert measured['images']==dict(sampling=images, reference=images, update=images)
+    samplings = 1 if shared else 2  # the unshared baseline samples one stream after the other
+    assert forwards==dict(sampling=samplings, decoding=samplings*(case.length-1), reference=case.queries, update=case.queries)
 
 
 def test_flex_attention_is_compiled_once_for_trees_of_all_sizes():

@@ -27,6 +27,8 @@ from ivgr.data.samples import Samples, check_boxes, read_sample, target_boxes
 from ivgr.needle import NeedleConfig, box_text, needle_scene, split_of, write_needle
 from ivgr.prompts import read_boxes
 
+from forked import Forked
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HOME', str(tmp_path/'home'))
@@ -121,17 +123,19 @@ def _archive(path, n=50, size=10_000):
             tar.addfile(member, io.BytesIO(random.Random(i).randbytes(size)))
     return path
 
-UNPACK = "import sys; from pathlib import Path; from ivgr.data.files import unpack; print(unpack(Path(sys.argv[1])))"
+def unpack_into(home, archive):
+    from huggingface_hub import constants
+    constants.HF_HOME = home
+    print(unpack(Path(archive)))
 
 def test_processes_unpack_once(tmp_path):
     "Four processes that need the same archive at the same time get one directory, with everything in it"
     archive,home = _archive(tmp_path/'images.tar.gz'),tmp_path/'home'
-    jobs = [subprocess.Popen([sys.executable, '-c', UNPACK, str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             env=os.environ|dict(HF_HOME=str(home))) for _ in range(4)]
-    outputs = [j.communicate(timeout=200) for j in jobs]
-    assert [j.returncode for j in jobs]==[0]*4 and len({out for out,_ in outputs})==1
-    assert sum('unpacking' in err for _,err in outputs)==1
-    folder = Path(outputs[0][0].strip())
+    jobs = [Forked(tmp_path/f'said-{i}', unpack_into, str(home), str(archive)) for i in range(4)]
+    texts = [job.finish().splitlines() for job in jobs]
+    assert len({text[-1] for text in texts})==1
+    assert sum('unpacking' in ' '.join(text) for text in texts)==1
+    folder = Path(texts[0][-1])
     assert [p.name for p in (home/'ivgr').iterdir() if p.is_dir()]==[folder.name]
     assert len(list(folder.rglob('*.bin')))==50
 

@@ -1,9 +1,11 @@
 "The project's own files agree with each other: pins with requirements, website and index with the notebooks"
 import ast,json,re,shutil,subprocess,sys
 from configparser import ConfigParser
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
-import ivgr,pytest,yaml
+from types import SimpleNamespace
+import conftest,ivgr,pytest,yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -151,12 +153,22 @@ def test_notebooks_are_collected_skipped_failed_and_stopped(tmp_path):
     nb('good.ipynb', 'x = 1', '#| slow\nx = 2', '#| eval: false\n1/0', 'assert x==1')
     nb('bad.ipynb', 'x = 1', 'assert x==2, "planted"')
     nb('_draft.ipynb', '1/0')
+    (tmp_path/'test_start.py').write_text('import subprocess,sys\ndef test_start(): subprocess.run([sys.executable, "-c", ""], check=True)\n')
     rc,out = _pytest(tmp_path, '.')
-    assert rc==1 and '1 failed, 1 passed' in out and 'planted' in out and '_draft' not in out, out
+    assert rc==1 and '1 failed, 2 passed' in out and 'planted' in out and '_draft' not in out, out
+    assert 'processes that tests started: 1 (' in out, out
+    (tmp_path/'test_start.py').unlink()
     nb('bad.ipynb', 'import time; time.sleep(60)')
     rc,out = _pytest(tmp_path, '--nb-flags', 'slow', '--nb-limit', '4', '.')
     assert rc==1 and '2 failed' in out and 'assert x==1' in out, out  # now the slow cell ran
     assert 'stopped after 4 s' in out and 'bad.ipynb' in out, out
+
+def test_too_many_starts_of_python_fail(monkeypatch):
+    session = SimpleNamespace(exitstatus=0)
+    for n,status in ((conftest.MOST_STARTS, 0), (conftest.MOST_STARTS+1, 1)):
+        monkeypatch.setattr(conftest, 'starts_of', Counter(a=n))
+        conftest.pytest_sessionfinish(session)
+        assert session.exitstatus==status
 
 def test_who_stops_reading_is_not_told_about_it():
     done = subprocess.Popen([sys.executable, "-m", "ivgr", "--print-completion", "bash"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
