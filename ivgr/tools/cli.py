@@ -13,7 +13,6 @@ import errno
 import inspect
 import io
 import json
-import logging
 import os
 import re
 import select
@@ -1247,8 +1246,6 @@ def main(
     argv:Sequence[str]|None=None, # Default: the process's own arguments
 )->int:                           # 1: questions skipped; 2: wrong input; 128 + a signal; 141: nobody reads on
     "The `ivgr` command; returns its exit status"
-    # kernels it wants on newer CPUs, `keep_trainable` never calls
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # names that users can't change
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     _prepare_streams()
