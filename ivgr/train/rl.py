@@ -121,7 +121,7 @@ def _train(args, samples, checkpoint, progress, endpoint, rollouts, trainer_clas
     trainer = trainer_class(policy, args, samples, judge, sampler, **parts)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog("train", _SHOWN, progress))
-    _watch(trainer, parts["eval_samples"] or samples)
+    _watch(trainer, samples)
     try:
         with advising(args.output_dir), STOPS.held(), naming_files(args.output_dir):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
