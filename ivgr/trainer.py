@@ -68,7 +68,7 @@ class SamplingConfig(PolicyConfig):
               "a batch")
     max_new_tokens: int = setting(80, "Longest reply in tokens (released run: 4096)")
     max_prompt: int|None = setting(
-        None, "Longest prompt in tokens, image included; a longer one is an error, never cut "
+        None, "Longest prompt in tokens, image included; a row with a longer one is skipped, never cut "
               "(released run: 8192)")
     temperature: float = setting(1., "Of sampling")
     top_p: float = setting(1., "Nucleus of sampling (released run: 0.99)")
