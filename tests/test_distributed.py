@@ -16,7 +16,7 @@ from ivgr.policy import encode
 
 from forked import both
 from rollout_server import RolloutFake
-from two_processes import OneByOne,Uneven,fit,run
+from two_processes import REDRAWN,OneByOne,Uneven,fit,run
 from two_with_server import SETTINGS
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ def launch(script, *args):
                "--dynamo_backend", "no", "--main_process_port", "0", str(HERE/script), *map(str, args)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-def lines(path): return [{k:v for k,v in json.loads(l).items() if not k.startswith("time/")} for l in path.read_text().splitlines()]
+def lines(path): return [{k:v for k,v in json.loads(l).items() if not k.startswith("time/") and k!="eval_runtime"} for l in path.read_text().splitlines()]
 
 def saved(ran, name):
     "What one process, and each of two, have saved: the same weights, beside the same log"
@@ -54,6 +54,7 @@ def ran(tmp_path_factory):
     torch.set_num_threads(1)
     run(OneByOne, out/"data", out/"one"/"even", 8, updates_per_rollout=2)
     run(Uneven, out/"data", out/"one"/"uneven", 4, max_steps=2)
+    run(OneByOne, out/"data", out/"one"/"redrawn", 8, **REDRAWN)
     for policy in ("tiny", "blank"): fit(out/"data", out/"one"/f"sft-{policy}", 6, policy)
     said,_ = process.communicate(timeout=240)
     return out,process.returncode,said
@@ -64,13 +65,16 @@ def test_the_same_fine_tune(ran, name):
     saved(ran, name)
     assert len(lines(ran[0]/"one"/name/"metrics.jsonl"))==2
 
-@pytest.mark.parametrize("name", ["even", "uneven"])
+@pytest.mark.parametrize("name", ["even", "uneven", "redrawn"])
 def test_the_same_update(ran, name):
-    "Weights, archive, log and completions are those of a single process with the same groups"
+    "Weights, archive, log, held-out numbers and completions are those of a single process with the same groups"
     out,(one,two) = ran[0],saved(ran, name)
     assert all(each["archive"]==one["archive"] for each in two) and one["archive"]["references"]
     a,b = ((out/n/name/"completions.jsonl").read_text() for n in ("one", "two"))
     assert a==b and a
+    log = lines(out/"two"/name/"metrics.jsonl")
+    assert {row["step"] for row in log if row.get("eval_n")==3}=={row["step"] for row in log if row["step"]%2==0}
+    assert name!="redrawn" or sum(row.get("redrawn", 0) for row in log)>0
 
 def test_resumed(ran):
     "Two processes go on from a checkpoint to the last bit"

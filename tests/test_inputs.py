@@ -65,6 +65,7 @@ TABLE = [
     (f"{TRAIN} --lr 1e-4", "unknown argument '--lr'; did you mean --learning_rate?"),
     (f"{TRAIN} --num_generations 4", "did you mean --n_rollouts?"),
     (f"{TRAIN} --learning_rat=1", "did you mean --learning_rate?"),
+    (f"{TRAIN} --val_files x", "did you mean --eval_data?"),
     (f"{TRAIN} --zzzz 1", "see `ivgr train --help-all` for all flags"),
     ("data needle --ot {out}", "required: --out"),
     ("data needle --out {out} --sed 3", "unknown argument '--sed'; did you mean --seed?"),

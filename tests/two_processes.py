@@ -16,7 +16,7 @@ from ivgr.trainer import DualStreamConfig, DualStreamTrainer
 
 class OneByOne(DualStreamTrainer):
     "Rollouts of a query depend on the query and the batch alone, so that one process and two have the same"
-    def sample(self, queries, batch):
+    def sample(self, queries, batch, attempt=0):
         a,out = self.args,[]
         for q in queries:
             generator = torch.Generator().manual_seed(rng_for(q.sample.id, batch).getrandbits(63))
@@ -38,13 +38,16 @@ class Uneven(OneByOne):
 
 def run(cls, data, out, batch, resume=None, **settings):
     "Train, and keep what the test compares"
-    settings = dict(max_steps=4, save_steps=2, n_rollouts=3, max_new_tokens=40, beta=.05, optim="sgd", learning_rate=.3, warmup_steps=0)|settings
+    settings = dict(max_steps=4, save_steps=2, n_rollouts=3, max_new_tokens=40, beta=.05, optim="sgd", learning_rate=.3, warmup_steps=0,
+                    eval_strategy="steps", eval_steps=2)|settings
     args = DualStreamConfig(output_dir=str(out), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=batch, **settings)
-    trainer = cls(load_policy(device="cpu"), args, Samples(data))
+    trainer = cls(load_policy(device="cpu"), args, Samples(data), eval_samples=Samples(data)[:3])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunLog(progress=False))
     trainer.train(resume_from_checkpoint=resume)
     torch.save(dict(weights=trainer.model.state_dict(), archive=trainer.archive.state_dict()), f"{out}-{args.process_index}.pt")
+
+REDRAWN = dict(max_steps=2, zero_variance="redraw", weights=dict(box=0, consistency=0))  # what is left is often equal
 
 def fit(data, out, batch, policy):
     "Fine-tune on demonstrations, and keep what the test compares"
@@ -64,6 +67,7 @@ if __name__=="__main__":
     run(OneByOne, data, Path(out)/"even", 4, updates_per_rollout=2)
     run(OneByOne, data, Path(out)/"resumed", 4, f"{out}/even/checkpoint-2", updates_per_rollout=2)
     run(Uneven, data, Path(out)/"uneven", 2, max_steps=2)
+    run(OneByOne, data, Path(out)/"redrawn", 4, **REDRAWN)
     for policy in ("tiny", "blank"): fit(data, Path(out)/f"sft-{policy}", 3, policy)
     DualStreamTrainer.sample = failing(DualStreamTrainer.sample)
     sys.exit(main(["train", "--data", data, "--output_dir", f"{out}/failed", "--use_cpu", "true", "--max_steps", "3", "--n_rollouts", "2",

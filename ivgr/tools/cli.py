@@ -42,7 +42,10 @@ _OTHER_NAMES = {  # What other trainers call it, and how it is called here
     "num_iterations": "updates_per_rollout", "mu": "updates_per_rollout", "kl_coef": "beta",
     "epsilon": "clip_low", "epsilon_high": "clip_high", "delta": "dual_clip", "output": "output_dir",
     "out": "output_dir", "lora_r": "lora_rank", "load_in_4bit": "quantise", "quantize": "quantise",
-    "reward_funcs": "reward", "reward_funs": "reward", "logging_dir": "report_to"}
+    "reward_funcs": "reward", "reward_funs": "reward", "logging_dir": "report_to",
+    "eval_dataset": "eval_data", "val_files": "eval_data", "val_file": "eval_data",
+    "validation_file": "eval_data", "test_freq": "eval_steps", "max_eval_samples": "eval_n",
+    "eval_batch_size": "per_device_eval_batch_size"}
 
 def nearest_name(
     name:str,             # Unknown, without dashes

@@ -70,7 +70,8 @@ def open_held_out(
 ) -> Samples:                 # Those that can be used
     "Questions for `ask_held_out`"
     whole = Samples(path, "test")
-    return usable(whole.select(whole.numbers[:n]), check, strict, None, progress, limit)
+    asked = whole.select(whole.numbers[:n])
+    return usable(asked, check, strict, None, progress, limit)  # type: ignore[return-value]
 
 def check_held_out(
     held_out: Samples,      # Questions that are asked
