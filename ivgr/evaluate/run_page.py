@@ -75,6 +75,8 @@ class Pictures:
 
 # %% ../../nbs/evaluate/run_page.ipynb #f99a9295
 SCENES = "scenes"  # Directory in a run
+_NEEDED = {"id", "step", "mode", "question", "truth", "answer", "text", "accuracy", "truncated", "boxes",
+           "targets", "pictures", "size"}
 Scene = dict[int, list[dict]]  # What a policy replied to a question: step to rows, in the order of the steps
 
 def read_scenes(
@@ -85,11 +87,14 @@ def read_scenes(
     if not path.exists():
         return {}
     scenes: dict[str, Scene] = {}
-    for row in read_jsonl(path, unfinished=True):
+    for number, row in enumerate(read_jsonl(path, unfinished=True), 1):
+        if not isinstance(row, dict) or not _NEEDED <= row.keys():
+            raise InputError(f"{str(path)!r}, row {number} is no reply to a scene: delete its line")
         scenes.setdefault(row["id"], {}).setdefault(row["step"], []).append(row)
     return scenes
 
 # %% ../../nbs/evaluate/run_page.ipynb #78f66fe9
+_BETWEEN = 8  # Times that a question was asked between the first and the last one: so many are shown
 _SIGNS = {1: ("✓", "right"), 0: ("✗", "wrong")}  # By accuracy
 
 def _words_html(text, other):
@@ -140,7 +145,7 @@ def _scene_html(pictures, scene):
     views = [_scene_view(pictures, before, now)]
     if len(steps) > 1:
         views.append(_scene_view(pictures, now, before))
-    between = [_scene_reply(row, row) for step in steps[1:-1] for row in scene[step]]
+    between = [_scene_reply(row, row) for step in steps[1:-1][-_BETWEEN:] for row in scene[step]]
     if between:
         between = ["<details><summary>in between</summary>", *between, "</details>"]
     question, truth, name = (page_text(before[0][key]) for key in ("question", "truth", "id"))
