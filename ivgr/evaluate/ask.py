@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'MODES', 'CROPPED', 'results_of', 'reasoning_text', 'read_modes', 'modes_of', 'Header', 'read_header',
-           'make_batches', 'Job', 'crop_views', 'answer', 'BatchSplitter', 'read_results', 'evaluate']
+           'make_batches', 'Job', 'crop_bounds', 'crop_views', 'answer', 'BatchSplitter', 'read_results', 'evaluate']
 
 # %% ../../nbs/evaluate/ask.ipynb #6975aa9d
 import gc
@@ -225,15 +225,23 @@ def _run_jobs(policy, jobs, **sampling):
     return [groups[i] for i in range(len(jobs))], pace
 
 # %% ../../nbs/evaluate/ask.ipynb #f5524733
-def _crop(image, box, seen, pad, zoom):
-    "One box with its surroundings, at the size at which it is shown"
-    width, height = image.size
+def crop_bounds(
+    box: Sequence[float],   # `(x1, y1, x2, y2)` in pixels
+    size: tuple[int, int],  # (width, height) of the image
+    pad: float = .5,        # Context on every side, as a share of the box's longer side
+) -> tuple[int, int, int, int]:
+    "The part of an image that the crop of a box shows, in pixels"
+    width, height = size
     x1, y1, x2, y2 = box
     margin = max(pad * max(x2 - x1, y2 - y1), 4)
     left, top = math.floor(max(0, x1 - margin)), math.floor(max(0, y1 - margin))
     right, bottom = math.ceil(min(width, x2 + margin)), math.ceil(min(height, y2 + margin))
-    crop = image.crop((left, top, right, bottom))
-    enlarged = max(1, zoom * seen[0] / width)
+    return left, top, right, bottom
+
+def _crop(image, box, seen, pad, zoom):
+    "One box with its surroundings, at the size at which it is shown"
+    crop = image.crop(crop_bounds(box, image.size, pad))
+    enlarged = max(1, zoom * seen[0] / image.width)
     as_large_as_the_whole = math.sqrt(seen[0] * seen[1] / (crop.width * crop.height))
     scale = min(enlarged, as_large_as_the_whole)
     size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
