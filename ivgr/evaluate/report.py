@@ -196,6 +196,8 @@ def html_page(
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 # %% ../../nbs/evaluate/report.ipynb #eef60273
+_SMALL = 256  # Pixels: a picture of this side keeps its sharp edges, as PNG
+
 def svg_picture(
     image: Image.Image,  # Shown, perhaps smaller than the original
     size: tuple,         # `(width, height)` of the original, in pixels
@@ -203,8 +205,10 @@ def svg_picture(
 ) -> str:
     "A picture as a part of an SVG image"
     width, height = size
-    return (f'<image width="{width}" height="{height}" preserveAspectRatio="none" '
-            f'href="{image_url(image, side, "JPEG", quality=85)}"/>')
+    url = image_url(image, side, "JPEG", quality=85)
+    if max(image.size) <= _SMALL:
+        url = image_url(image, side)
+    return f'<image width="{width}" height="{height}" preserveAspectRatio="none" href="{url}"/>'
 
 def _rectangle(box, width, style):
     "A box of an SVG image, with lines of this width"
