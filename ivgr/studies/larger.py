@@ -107,6 +107,12 @@ def measure_larger(
     return rows
 
 # %% ../../nbs/studies/larger.ipynb #2bca9e10
+def _gain_cells(gain):
+    if gain is None:
+        return ["", ""]
+    low, high = gain["interval"]
+    return [f"{gain['change']:+.3f}", range_text(low, high, "+")]
+
 def larger_table(
     rows: Sequence[dict],  # From `measure_larger`
 ) -> str:                  # Markdown
@@ -119,8 +125,7 @@ def larger_table(
         line += [range_text(*row["interval"]), number_text(row["true"])]
         line.append(number_text(row["shown"]))
         for other in ("over textual", "over grounded"):
-            gain = row.get(other)
-            line += [f"{gain['change']:+.3f}", range_text(*gain["interval"], "+")] if gain else ["", ""]
+            line += _gain_cells(row.get(other))
         lines.append(line)
     return markdown_table(head, lines)
 
