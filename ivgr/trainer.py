@@ -244,6 +244,8 @@ def _check_pictures(args):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: at least 1 is needed; without picture_steps there are none")
+    if args.picture_n > 60:
+        raise InputError(f"picture_n={args.picture_n}: a page has room for 60 pictures, choose at most 60")
     if args.picture_steps and args.shard_base:
         raise InputError(f"picture_steps={args.picture_steps}: with shard_base no process has a policy that "
                          "could reply; leave picture_steps out")
