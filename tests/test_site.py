@@ -93,7 +93,7 @@ def test_diagrams_fit_the_page():
     for p in NOTEBOOKS:
         for text in written(p):
             lines = [l[4:] for l in re.findall(r'^    .*$', text, flags=re.M) if re.search('[─│▶]', l)]
-            assert all(len(l)<=88 for l in lines), f'{p.name}: {max(lines, key=len)}'
+            assert all(len(l)<=82 for l in lines), f'{p.name}: {max(lines, key=len)}'
 
 def code_in(text): return '\n'.join(re.findall(r'^```.*?^```', text, flags=re.M|re.S))
 
@@ -171,7 +171,7 @@ def test_printed_sentences_are_broken_and_columns_are_not(tmp_path):
     prose,columns = 'textual: The red tile\n    format 1.00','a    b\n1    2'
     (tmp_path/'a.html').write_text(html('', prose)+html('', columns)+html('', '| a | b |'))
     docs.finish(tmp_path)
-    assert (tmp_path/'a.html').read_text()==html(' class="prose"', prose)+html('', columns)+html('', '| a | b |')
+    assert (tmp_path/'a.html').read_text()==html(' class=" prose"', prose)+html('', columns)+html('', '| a | b |')
 
 def test_formulas_become_mathml(tmp_path):
     (tmp_path/'a.html').write_text(r'<span class="math inline">\(a &lt; b\)</span> <span class="math display">\[\sum_i x_i\]</span><link rel="stylesheet" href="https://x/katex@1/k.css">')

@@ -86,12 +86,12 @@ def halve_figures(site):
     for p in site.rglob('*.html'): p.write_text(FIGURE.sub(sized, p.read_text()))
 
 IMPORTED = re.compile(r"""@import\s*(?:url\(["']?(?:https?:)?//[^)]*\)|["'](?:https?:)?//[^"']*["'])[^;]*;""")
-PRINTED = re.compile(r'(<div class="cell-output[^>]*>\s*<pre)(><code>)(.*?)(?=</code>)', flags=re.S)
+PLAIN = re.compile(r'<pre(?: class="([^"]*)")?>(<code(?: class="sourceCode ")?>)(.*?)(?=</code>)', flags=re.S)
 
 def mark_prose(match):
-    "What a cell printed may be broken into lines, but for columns and diagrams"
-    kind = '' if re.search(r'^ *\||\S {3,}\S|[─│▶]', match[3], flags=re.M) else ' class="prose"'
-    return match[1]+kind+match[2]+match[3]
+    "What is no code in some language may be broken into lines, but for columns and diagrams"
+    if re.search(r'^ *\||\S {3,}\S|[─│▶]', match[3], flags=re.M): return match[0]
+    return f'<pre class="{match[1] or ""} prose">{match[2]}{match[3]}'
 
 def finish(site):
     "What both renderers leave: scripts and fonts from elsewhere, a button without a name, links to the published site"
@@ -103,7 +103,7 @@ def finish(site):
         t = re.sub(r'<script[^>]*cdnjs[^>]*(?:require|jquery)[^>]*></script>\s*', '', t)
         t = re.sub(r"<script[^>]*>define\('jquery'.*?</script>\s*", '', t, flags=re.S)
         t = re.sub(r'(<button[^>]*quarto-search-button[^>]*aria-label=)""', r'\1"Search"', t)
-        t = PRINTED.sub(mark_prose, t)
+        t = PLAIN.sub(mark_prose, t)
         t = re.sub(r'(<mo>(?:&#8289;|\u2061)</mo>)(?!<mo[^>]*>\()', r'\1<mspace width="0.17em"></mspace>', t)  # log x, not logx
         if p.name!='404.html':
             up = '../'*(len(p.relative_to(site).parts)-1)
