@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'TRAINED', 'MODES', 'ENOUGH', 'GROUP_SIZES', 'TOOL_LOOKS', 'Look', 'look_of', 'in_points', 'Lane',
-           'draw_components', 'other_arm', 'draw_changes', 'curves_of', 'draw_learning', 'draw_scores', 'draw_modes',
-           'rows_of', 'bin_shares', 'draw_bins', 'map_cell', 'draw_map', 'draw_rollouts', 'draw_attention_shares',
-           'draw_tools']
+           'draw_components', 'draw_changes', 'curves_of', 'draw_learning', 'draw_scores', 'draw_modes', 'rows_of',
+           'bin_shares', 'draw_bins', 'map_cell', 'draw_map', 'draw_rollouts', 'draw_attention_shares', 'draw_tools']
 
-# %% ../../nbs/studies/figures.ipynb #1ffd25b0
+# %% ../../nbs/studies/figures.ipynb #b2032f3d
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -23,10 +23,10 @@ from ..judge import SCORES
 from .arms import COMPONENT_ARMS, MAP_KEYS, MAP_STARTS, SEEDS, arm_in, map_place
 from ivgr.studies.verdicts import (
     HELPS, HURTS, MARGIN, NOT_RUN, RIGHT, TRUE, Change, Comparison, Outcome, arm_of, compare, decide,
-    mean_interval, outcome_by_seed, place_name,
+    mean_interval, other_arm, outcome_by_seed, place_name,
 )
 
-# %% ../../nbs/studies/figures.ipynb #1ef2c962
+# %% ../../nbs/studies/figures.ipynb #a870ffc4
 class Look(NamedTuple):
     "How an arm looks"
     colour: str  # Hexadecimal
@@ -165,7 +165,7 @@ def _legend_below(
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, ls=line, ms=5))
     figure.legend(handles, list(names), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
-# %% ../../nbs/studies/figures.ipynb #f498008a
+# %% ../../nbs/studies/figures.ipynb #5f167bdb
 TRAINED = tuple(name for name in COMPONENT_ARMS if name != "init")
 
 def draw_components(
@@ -188,7 +188,7 @@ def draw_components(
     figure.supxlabel("% of test questions; dotted: before training", fontsize=9)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #97122c34
+# %% ../../nbs/studies/figures.ipynb #27d06930
 def _decided(
     rows: Sequence[dict],               # From `read_rows`
     comparisons: Sequence[Comparison],  # Of one study
@@ -197,13 +197,6 @@ def _decided(
     "The verdicts of some comparisons of a family"
     family = {d.comparison: d for d in decide(rows, comparisons[0].study, outcome)}
     return [family[comparison] for comparison in comparisons]
-
-def other_arm(
-    comparison: Comparison,  # Of the design
-) -> str:                    # Without its place
-    "The arm that is not the full method; where neither is, the first"
-    arm = comparison.arm.partition("@")[0]
-    return arm if arm != "full" else comparison.minus.partition("@")[0]
 
 def draw_changes(
     rows: Sequence[dict],               # From `read_rows`
@@ -225,7 +218,7 @@ def draw_changes(
         _label(ax, label)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #ba12c4cd
+# %% ../../nbs/studies/figures.ipynb #0a577301
 def curves_of(
     rows: Sequence[dict],  # From `read_rows`
     arm: str,              # With its place
@@ -248,6 +241,12 @@ def _mean_curve(
         means.append(100*fmean(known) if known else float("nan"))
     return means
 
+def _paler(
+    colour: str,  # As matplotlib names it
+) -> tuple:       # Red, green and blue
+    "A colour half-way to white; unlike a transparent one it keeps files small"
+    return tuple((1+part)/2 for part in to_rgb(colour))
+
 def _draw_curve(
     ax: Any,                     # To draw on
     curves: Sequence[Sequence],  # One a seed
@@ -260,7 +259,7 @@ def _draw_curve(
     parts = len(curves[0])
     at = [(part+1)*steps/parts for part in range(parts)]
     for curve in curves:
-        ax.plot(at, _mean_curve([curve]), color=look.colour, lw=.6, alpha=.4)
+        ax.plot(at, _mean_curve([curve]), color=_paler(look.colour), lw=.8)
     ax.plot(at, _mean_curve(curves), color=look.colour, lw=2, marker=look.marker, ms=4, markevery=4)
 
 def draw_learning(
@@ -286,7 +285,7 @@ def draw_learning(
     _legend_below(figure, {arm: look_of(arm) for arm in arms}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #97f07719
+# %% ../../nbs/studies/figures.ipynb #0cf1307d
 _SCORE_LOOKS = {
     1.: Look("#0072B2", "o"),
     .7: Look("#56B4E9", "v"),
@@ -319,7 +318,7 @@ def draw_scores(
     _legend_below(figure, {f"score {score}": _SCORE_LOOKS[score] for score in SCORES}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #8b95819f
+# %% ../../nbs/studies/figures.ipynb #733e3cbf
 MODES = {"textual": Look("#0072B2", "o"), "grounded": Look("#D55E00", "s")}
 
 def _accuracy(
@@ -362,7 +361,7 @@ def draw_modes(
     _legend_below(figure, MODES)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #5ba24cce
+# %% ../../nbs/studies/figures.ipynb #2f62c54f
 ENOUGH = 50  # Answers in a bin
 
 def rows_of(
@@ -415,7 +414,7 @@ def draw_bins(
     _legend_below(figure, MODES, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #96baaba6
+# %% ../../nbs/studies/figures.ipynb #914ebf9b
 def map_cell(
     rows: Sequence[dict],  # From `read_rows`
     start: str,            # One of `MAP_STARTS`
@@ -469,7 +468,7 @@ def draw_map(
     axes[0, 0].set_ylabel("wrong looks at the start")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #95de34c6
+# %% ../../nbs/studies/figures.ipynb #3d64d222
 GROUP_SIZES = {2: "n-2@noisy", 4: "n-4@noisy", 8: "full@noisy", 16: "n-16@noisy"}
 
 def draw_rollouts(
@@ -496,7 +495,7 @@ def draw_rollouts(
     axes[0, 0].set_ylabel("% of test questions")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #16fa6cc5
+# %% ../../nbs/studies/figures.ipynb #4669a7bd
 def draw_attention_shares(
     rows: Sequence[dict],           # From `read_rows`
     place: str = "",                # Where

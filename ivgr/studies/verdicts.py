@@ -8,7 +8,7 @@ __all__ = ['MARGIN', 'HELPS', 'HURTS', 'NO_DIFFERENCE', 'INCONCLUSIVE', 'NOT_RUN
            'student_p', 'student_quantile', 'mean_interval', 'Change', 'measure_change', 'holm', 'verdict', 'Outcome',
            'outcome_by_seed', 'Comparison', 'comparisons_of', 'compare', 'Decided', 'decide', 'place_name', 'points',
            'change_text', 'markdown_table', 'pair_name', 'mean_points', 'arm_of', 'component_table', 'readme_table',
-           'verdict_of', 'stated', 'placebo_text', 'summary', 'missing_runs', 'missing_table']
+           'verdict_of', 'stated', 'placebo_text', 'other_arm', 'summary', 'missing_runs', 'missing_table']
 
 # %% ../../nbs/studies/verdicts.ipynb #ba9359e9
 import math
@@ -242,7 +242,7 @@ def decide(
         decided.append(Decided(comparison, change, p, verdict(change, p)))
     return decided
 
-# %% ../../nbs/studies/verdicts.ipynb #f9e1d566
+# %% ../../nbs/studies/verdicts.ipynb #70302f77
 PLACE_NAMES = {
     "": "right key",
     "noisy": "35% of the key wrong",
@@ -383,17 +383,20 @@ def verdict_of(
 def stated(
     rows: Sequence[dict],       # From `read_rows`
     text: str,                  # A sentence
-    *expected: tuple[Comparison, Outcome, str],  # Verdicts that it rests on
-) -> str:                       # The sentence; with runs missing, that it waits for them
+    *expected: tuple[Comparison, Outcome, str],  # Verdicts that it rests on, all of one study
+) -> str:                       # The sentence; where it does not hold yet and runs are missing, that it waits
     "A sentence that is an error where it no longer holds"
+    study = expected[0][0].study
+    missing = sum(map(len, missing_runs(rows, study).values()))
     for comparison, outcome, name in expected:
-        if missing_runs(rows, comparison.study):
-            return f"{comparison.study}: not all runs are there yet; what there is stands below."
         found = verdict_of(rows, comparison, outcome)
-        if found != name:
-            pair = pair_name(comparison)
-            raise InputError(f"{text!r} no longer holds: {pair}, {outcome.name}: {found}, not {name}")
-    return text
+        if found == name:
+            continue
+        if missing:
+            return f"{study}: {missing} of the planned runs missing; what there is stands below."
+        pair = pair_name(comparison)
+        raise InputError(f"{text!r} no longer holds: {pair}, {outcome.name}: {found}, not {name}")
+    return f"{text} ({missing} of the planned runs missing.)" if missing else text
 
 PLACEBOS = (
     Comparison("teacher", "full@scarce", "other-query@scarce"),
@@ -415,12 +418,12 @@ def placebo_text(
             others.append(text)
     return f"Placebos, by right answers: {'; '.join(beaten+others)}."
 
-def _short_name(
+def other_arm(
     comparison: Comparison,  # Of the design
-) -> str:                    # Markdown
-    "The arm that a sentence is about: the other one where the full method comes first"
-    name = comparison.minus if comparison.arm.partition("@")[0] == "full" else comparison.arm
-    return f"`{name.partition('@')[0]}`"
+) -> str:                    # Without its place
+    "The arm that is not the full method; where neither is, the first"
+    arm = comparison.arm.partition("@")[0]
+    return arm if arm != "full" else comparison.minus.partition("@")[0]
 
 def _by_verdict(
     decisions: Sequence[Decided],  # Of one outcome
@@ -428,7 +431,7 @@ def _by_verdict(
     "Comparisons with the same verdict together"
     groups: dict[str, list[str]] = {}
     for decided in decisions:
-        text = f"{_short_name(decided.comparison)} {change_text(decided.change)}"
+        text = f"`{other_arm(decided.comparison)}` {change_text(decided.change)}"
         same = groups.setdefault(decided.verdict, [])
         same.append(text.rstrip())
     parts = []
