@@ -173,6 +173,11 @@ def test_printed_sentences_are_broken_and_columns_are_not(tmp_path):
     docs.finish(tmp_path)
     assert (tmp_path/'a.html').read_text()==html(' class=" prose"', prose)+html('', columns)+html('', '| a | b |')
 
+def test_a_flag_is_not_parted_from_its_dashes(tmp_path):
+    (tmp_path/'a.html').write_text('<code>ivgr --help-all</code><code>a--b</code><code class="sourceCode sh">ivgr --help</code>')
+    docs.finish(tmp_path)
+    assert (tmp_path/'a.html').read_text()=='<code>ivgr <span class="flag">--help-all</span></code><code>a--b</code><code class="sourceCode sh">ivgr --help</code>'
+
 def test_formulas_become_mathml(tmp_path):
     (tmp_path/'a.html').write_text(r'<span class="math inline">\(a &lt; b\)</span> <span class="math display">\[\sum_i x_i\]</span><link rel="stylesheet" href="https://x/katex@1/k.css">')
     docs.write_formulas(tmp_path)

@@ -88,6 +88,10 @@ def halve_figures(site):
 IMPORTED = re.compile(r"""@import\s*(?:url\(["']?(?:https?:)?//[^)]*\)|["'](?:https?:)?//[^"']*["'])[^;]*;""")
 PLAIN = re.compile(r'<pre(?: class="([^"]*)")?>(<code(?: class="sourceCode ")?>)(.*?)(?=</code>)', flags=re.S)
 
+def keep_flags(match):
+    "A flag in code that stands alone is not parted from its dashes"
+    return '<code>' + re.sub(r'(?<![\w-])(--[a-z][\w-]*)', r'<span class="flag">\1</span>', match[1]) + '</code>'
+
 def mark_prose(match):
     "What is no code in some language may be broken into lines, but for columns and diagrams"
     if re.search(r'^ *\||\S {3,}\S|[─│▶]', match[3], flags=re.M): return match[0]
@@ -103,7 +107,7 @@ def finish(site):
         t = re.sub(r'<script[^>]*cdnjs[^>]*(?:require|jquery)[^>]*></script>\s*', '', t)
         t = re.sub(r"<script[^>]*>define\('jquery'.*?</script>\s*", '', t, flags=re.S)
         t = re.sub(r'(<button[^>]*quarto-search-button[^>]*aria-label=)""', r'\1"Search"', t)
-        t = PLAIN.sub(mark_prose, t)
+        t = re.sub('<code>([^<]*)</code>', keep_flags, PLAIN.sub(mark_prose, t))
         t = re.sub(r'(<mo>(?:&#8289;|\u2061)</mo>)(?!<mo[^>]*>\()', r'\1<mspace width="0.17em"></mspace>', t)  # log x, not logx
         if p.name!='404.html':
             up = '../'*(len(p.relative_to(site).parts)-1)
