@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACT_KINDS', 'FactCounts', 'count_facts', 'coverage_score', 'facts_score', 'named_regions', 'target_regions',
-           'names_places', 'Places', 'read_places']
+           'names_places', 'Places', 'reply_regions', 'read_places']
 
 # %% ../../nbs/evaluate/facts.ipynb #fact0003
 from collections import defaultdict
@@ -116,6 +116,13 @@ class Places(NamedTuple):
         "Are the regions of the targets named, and no others?"
         return bool(self.named) and self.named == self.targets
 
+def reply_regions(
+    question: str,  # About a needle scene
+    reply: str,     # Of either stream
+) -> set[str]:      # Empty where it has no reasoning between its tags
+    "The regions that a reply names"
+    return named_regions(question, read_blocks(reply).think or "")
+
 def read_places(
     reply: str,      # Of either stream
     sample: Sample,  # A question about a needle scene
@@ -125,5 +132,4 @@ def read_places(
     if width != height:
         raise InputError(f"{sample.id!r} has an image of {width}x{height} px: nine regions are those of a "
                          "square needle scene")
-    reasoning = read_blocks(reply).think or ""
-    return Places(named_regions(sample.question, reasoning), target_regions(sample.boxes, width))
+    return Places(reply_regions(sample.question, reply), target_regions(sample.boxes, width))

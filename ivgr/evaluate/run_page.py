@@ -15,7 +15,7 @@ from ..data.images import load_image
 from ..data.inspect import read_completions, read_rollouts, reward_lines
 from ..data.samples import Samples
 from .ask import reasoning_text
-from .facts import named_regions, target_regions
+from .facts import reply_regions, target_regions
 from .plots import compare_words
 from .report import html_page, page_text, svg_image, svg_picture
 from ..needle import region_box
@@ -123,7 +123,7 @@ def _named_places(rows):
     places = []
     for row in rows:
         if row["mode"] == "textual":
-            for name in sorted(named_regions(row["question"], reasoning_text(row["text"]))):
+            for name in sorted(reply_regions(row["question"], row["text"])):
                 places.append(("right" if name in right else "wrong", region_box(name, width)))
     return places
 
