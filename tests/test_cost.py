@@ -18,7 +18,7 @@ def case(request): return Case(**dict(side=4, n=2, length=3) | request.param)
 @pytest.mark.parametrize('shared', [True, False])
 def test_every_token_and_image_once(case, shared, tmp_path):
     torch.set_num_threads(1)
-    policy = bench_policy(case, tmp_path)
+    policy = bench_policy(case)
     queries = [encode(policy, s) for s in bench_samples(policy, case)]
     arm = build_ivgr(case, policy, str(tmp_path), shared)
     forwards = Counter()

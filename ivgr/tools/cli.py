@@ -946,18 +946,16 @@ def _run_plan(
 # %% ../../nbs/tools/cli.ipynb #e42669db
 def _bench_parser()->argparse.ArgumentParser:
     "The flags of `ivgr bench`"
-    from ivgr.studies.bench import BENCH_ARMS, SUITES
+    from ivgr.studies.bench import BENCH_ARMS, SUITES, USUAL_ARMS
     about = "Measure training steps: the shared prefix, the unshared baseline and TRL's GRPOTrainer in turn."
     parser = _command_parser("bench", about)
     add = parser.add_argument
     add("--suite", nargs="+", default=["quick"], choices=list(SUITES), help="which cases; gpu needs a GPU")
-    add("--arms", nargs="+", default=list(BENCH_ARMS), choices=BENCH_ARMS,
-        help="who takes part; trl needs ivgr[bench]")
+    add("--arms", nargs="+", default=list(USUAL_ARMS), choices=BENCH_ARMS,
+        help="who takes part; trl-defaults is TRL with its own settings; both need ivgr[bench]")
     add("--rounds", type=int, default=3, help="steps of each arm that are timed")
     add("--out", default="runs/bench.jsonl", metavar="FILE",
         help="a row for each step; what is there is not measured again")
-    add("--policies", default="runs/policies", metavar="DIR",
-        help="where random policies are kept; those of the suite gpu take 60 GB")
     return parser
 
 def _run_bench(
@@ -971,7 +969,7 @@ def _run_bench(
     device = "cuda" if "gpu" in flags.suite else "cpu"
     cases = [case for name in flags.suite for case in SUITES[name]]
     for case in cases:
-        run_case(case, flags.out, flags.rounds, flags.arms, flags.policies, device, say)
+        run_case(case, flags.out, flags.rounds, flags.arms, device, say)
     rows = read_steps(flags.out)
     for case, by_arm in results(rows).items():
         if case not in cases:
