@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check shipped ablations ablations-all bench bench-gpu prep outputs readme sync check-outputs docs dist clean
+.PHONY: help setup demo test check shipped ablations ablations-all bench bench-gpu gpu-check prep outputs readme sync check-outputs docs dist clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +70,11 @@ ablations-all: $(BASE)  ## The same with every study: judges, variants, the map
 bench: $(READY)  ## Measure steps on this CPU beside the plain path and TRL, into nbs/results (hours; goes on where it stopped)
 	@$(BIN)/ivgr bench --suite goals sweeps --rounds 2 --out nbs/results/bench.jsonl
 
-bench-gpu: $(READY)  ## The same on a GPU with policies of 3, 7 and 8 billion random weights (80 GB of memory, 60 GB of disk)
+bench-gpu: $(READY)  ## The same on a GPU with policies of 3, 7 and 8 billion random weights (80 GB of memory)
 	@env -u OMP_NUM_THREADS $(BIN)/ivgr bench --suite gpu --rounds 3 --out nbs/results/bench_gpu.jsonl
+
+gpu-check: $(READY)  ## Everything that only a GPU can tell, in 8 minutes, into nbs/results (goes on where it stopped)
+	@env -u OMP_NUM_THREADS $(BIN)/python tools/gpu_check.py
 
 prep: $(READY)  ## Before a commit: export the modules, test, clean the notebooks, write README.md
 	@$(BIN)/nbdev_export
