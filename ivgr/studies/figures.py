@@ -7,7 +7,7 @@ __all__ = ['LOOKS', 'TRAINED', 'MODES', 'ENOUGH', 'GROUP_SIZES', 'TOOL_LOOKS', '
            'draw_components', 'draw_changes', 'curves_of', 'draw_learning', 'draw_scores', 'draw_modes', 'rows_of',
            'bin_shares', 'draw_bins', 'map_cell', 'draw_map', 'draw_rollouts', 'draw_attention_shares', 'draw_tools']
 
-# %% ../../nbs/studies/figures.ipynb #b2032f3d
+# %% ../../nbs/studies/figures.ipynb #24f9a889
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from ivgr.studies.verdicts import (
     mean_interval, other_arm, outcome_by_seed, place_name,
 )
 
-# %% ../../nbs/studies/figures.ipynb #a870ffc4
+# %% ../../nbs/studies/figures.ipynb #1ef2c962
 class Look(NamedTuple):
     "How an arm looks"
     colour: str  # Hexadecimal
@@ -165,7 +165,7 @@ def _legend_below(
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, ls=line, ms=5))
     figure.legend(handles, list(names), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
-# %% ../../nbs/studies/figures.ipynb #5f167bdb
+# %% ../../nbs/studies/figures.ipynb #f498008a
 TRAINED = tuple(name for name in COMPONENT_ARMS if name != "init")
 
 def draw_components(
@@ -188,7 +188,7 @@ def draw_components(
     figure.supxlabel("% of test questions; dotted: before training", fontsize=9)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #27d06930
+# %% ../../nbs/studies/figures.ipynb #fa85e3ee
 def _decided(
     rows: Sequence[dict],               # From `read_rows`
     comparisons: Sequence[Comparison],  # Of one study
@@ -218,7 +218,7 @@ def draw_changes(
         _label(ax, label)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #0a577301
+# %% ../../nbs/studies/figures.ipynb #ef973b63
 def curves_of(
     rows: Sequence[dict],  # From `read_rows`
     arm: str,              # With its place
@@ -259,8 +259,9 @@ def _draw_curve(
     parts = len(curves[0])
     at = [(part+1)*steps/parts for part in range(parts)]
     for curve in curves:
-        ax.plot(at, _mean_curve([curve]), color=_paler(look.colour), lw=.8)
-    ax.plot(at, _mean_curve(curves), color=look.colour, lw=2, marker=look.marker, ms=4, markevery=4)
+        ax.plot(at, _mean_curve([curve]), color=_paler(look.colour), lw=.8, zorder=1)
+    style = dict(color=look.colour, lw=2, marker=look.marker, ms=4, markevery=4, zorder=3)
+    ax.plot(at, _mean_curve(curves), **style)
 
 def draw_learning(
     rows: Sequence[dict],           # From `read_rows`
@@ -285,7 +286,7 @@ def draw_learning(
     _legend_below(figure, {arm: look_of(arm) for arm in arms}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #0cf1307d
+# %% ../../nbs/studies/figures.ipynb #97f07719
 _SCORE_LOOKS = {
     1.: Look("#0072B2", "o"),
     .7: Look("#56B4E9", "v"),
@@ -318,7 +319,7 @@ def draw_scores(
     _legend_below(figure, {f"score {score}": _SCORE_LOOKS[score] for score in SCORES}, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #733e3cbf
+# %% ../../nbs/studies/figures.ipynb #8b95819f
 MODES = {"textual": Look("#0072B2", "o"), "grounded": Look("#D55E00", "s")}
 
 def _accuracy(
@@ -361,7 +362,7 @@ def draw_modes(
     _legend_below(figure, MODES)
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #2f62c54f
+# %% ../../nbs/studies/figures.ipynb #5ba24cce
 ENOUGH = 50  # Answers in a bin
 
 def rows_of(
@@ -414,7 +415,7 @@ def draw_bins(
     _legend_below(figure, MODES, "-")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #914ebf9b
+# %% ../../nbs/studies/figures.ipynb #96baaba6
 def map_cell(
     rows: Sequence[dict],  # From `read_rows`
     start: str,            # One of `MAP_STARTS`
@@ -468,7 +469,7 @@ def draw_map(
     axes[0, 0].set_ylabel("wrong looks at the start")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #3d64d222
+# %% ../../nbs/studies/figures.ipynb #95de34c6
 GROUP_SIZES = {2: "n-2@noisy", 4: "n-4@noisy", 8: "full@noisy", 16: "n-16@noisy"}
 
 def draw_rollouts(
@@ -495,7 +496,7 @@ def draw_rollouts(
     axes[0, 0].set_ylabel("% of test questions")
     return finish_figure(figure, path)
 
-# %% ../../nbs/studies/figures.ipynb #4669a7bd
+# %% ../../nbs/studies/figures.ipynb #16fa6cc5
 def draw_attention_shares(
     rows: Sequence[dict],           # From `read_rows`
     place: str = "",                # Where
