@@ -53,7 +53,7 @@ def student_quantile(
             high = middle
     return high
 
-# %% ../../nbs/studies/verdicts.ipynb #49c07482
+# %% ../../nbs/studies/verdicts.ipynb #7f6726c2
 MARGIN = .02  # Differences below this do not matter; fixed in the design
 
 def mean_interval(
@@ -71,8 +71,8 @@ class Change(NamedTuple):
     "Paired differences over seeds"
     by_seed: dict   # Seed to difference
     mean: float     # Of them
-    low: float      # Ends of the 95% interval of the mean
-    high: float
+    low: float      # Lower end of the 95% interval of the mean
+    high: float     # Upper end
     p: float        # Two-sided, uncorrected
     is_small: bool  # Two one-sided tests at 5% say that the mean lies within `MARGIN`
 
@@ -175,7 +175,7 @@ def outcome_by_seed(
             found[row["seed"]] = value
     return dict(sorted(found.items()))
 
-# %% ../../nbs/studies/verdicts.ipynb #5f65cf9d
+# %% ../../nbs/studies/verdicts.ipynb #a2d2d2bf
 class Comparison(NamedTuple):
     "Two arms, the first less the second"
     study: str  # One of `STUDIES`
@@ -223,7 +223,7 @@ def compare(
 
 class Decided(NamedTuple):
     "A comparison and what came out"
-    comparison: Comparison
+    comparison: Comparison # Of the design
     change: Change | None  # None: not run yet
     p: float               # Corrected within the family
     verdict: str           # As `verdict` says
@@ -242,7 +242,7 @@ def decide(
         decided.append(Decided(comparison, change, p, verdict(change, p)))
     return decided
 
-# %% ../../nbs/studies/verdicts.ipynb #70302f77
+# %% ../../nbs/studies/verdicts.ipynb #e4a75916
 PLACE_NAMES = {
     "": "right key",
     "noisy": "35% of the key wrong",
@@ -425,13 +425,22 @@ def other_arm(
     arm = comparison.arm.partition("@")[0]
     return arm if arm != "full" else comparison.minus.partition("@")[0]
 
+def _measured_text(
+    decided: Decided,  # A comparison
+) -> str:              # Empty: not run yet
+    "A difference, and how many seeds it has where some are missing"
+    planned = len(SEEDS[decided.comparison.study])
+    n = len(decided.change.by_seed) if decided.change else 0
+    text = change_text(decided.change)
+    return f"{text} with {n} of {planned} seeds" if 0 < n < planned else text
+
 def _by_verdict(
     decisions: Sequence[Decided],  # Of one outcome
 ) -> str:
     "Comparisons with the same verdict together"
     groups: dict[str, list[str]] = {}
     for decided in decisions:
-        text = f"`{other_arm(decided.comparison)}` {change_text(decided.change)}"
+        text = f"`{other_arm(decided.comparison)}` {_measured_text(decided)}"
         same = groups.setdefault(decided.verdict, [])
         same.append(text.rstrip())
     parts = []
