@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ivgr.studies.ablations as ab
 from ivgr.core import InputError
@@ -169,3 +170,11 @@ def test_a_policy_that_is_gone_is_told(made, tmp_path):
     out, arms, _ = made
     append_rows(read_rows(out), tmp_path)
     with pytest.raises(InputError, match="trained policy of good, seed 0"): revisit(arms[1:], [0], tmp_path, tmp_path, quiet)
+
+def test_the_picture_on_the_start_page_shows_the_stored_rows():
+    "Drawn by tools/results.py, which notes a digest of the rows"
+    sys.path.insert(0, str(ROOT/"tools"))
+    try: import results
+    finally: sys.path.remove(str(ROOT/"tools"))
+    rows, digest = results.shown_rows()
+    assert rows and Image.open(ROOT/"nbs/images/components.png").text["Description"]==digest, "run: python tools/results.py --ablations"
