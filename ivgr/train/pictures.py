@@ -134,7 +134,7 @@ REPORTERS: dict[str, Callable[[TrainerCallback, Report], None]] = {
 
 def send(
     callbacks: Sequence[TrainerCallback],  # Of a trainer
-    report: Report,
+    report: Report,                        # What the trackers get
 ) -> list[str]:                            # Names of the trackers that got it
     "Send a report to the trackers of a run; one that fails is a warning, for training goes on"
     sent = []
