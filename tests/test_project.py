@@ -158,10 +158,11 @@ def test_notebooks_are_collected_skipped_failed_and_stopped(tmp_path):
     assert rc==1 and '1 failed, 2 passed' in out and 'planted' in out and '_draft' not in out, out
     assert 'processes that tests started: 1 (' in out, out
     (tmp_path/'test_start.py').unlink()
+    rc,out = _pytest(tmp_path, '--nb-flags', 'slow', 'good.ipynb')
+    assert rc==1 and '1 failed' in out and 'assert x==1' in out, out  # now the slow cell ran
     nb('bad.ipynb', 'import time; time.sleep(60)')
-    rc,out = _pytest(tmp_path, '--nb-flags', 'slow', '--nb-limit', '4', '.')
-    assert rc==1 and '2 failed' in out and 'assert x==1' in out, out  # now the slow cell ran
-    assert 'stopped after 4 s' in out and 'bad.ipynb' in out, out
+    rc,out = _pytest(tmp_path, '--nb-limit', '4', 'bad.ipynb')
+    assert rc==1 and '1 failed' in out and 'stopped after 4 s' in out and 'bad.ipynb' in out, out
 
 def test_too_many_starts_of_python_fail(monkeypatch):
     session = SimpleNamespace(exitstatus=0)
