@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.lines import Line2D
 
 from ..evaluate.plots import finish_figure, new_figure
@@ -513,6 +514,7 @@ def draw_attention_shares(
             ax.axhline(100*found[0]["area"], color=_GREY, lw=1, ls=":")
     if not ax.lines:
         _say_not_run(ax)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(ax, "layer")
     ax.set_ylabel("% of attention on the target")
     _legend_below(figure, {arm: look_of(arm) for arm in ("init", "no-consistency", "full")}, "-")
