@@ -49,9 +49,6 @@ RECIPES = dict(
         settings=dict(max_steps=1500, learning_rate=1e-3, **_LINEAR)),
     start=Lesson(
         NeedleConfig(), n=4000, seed=101, questions=5, failures=Failures(wrong_look=.67, crops=.1),
-        settings=dict(max_steps=400, learning_rate=1e-3, **_LINEAR)),
-    mistaken=Lesson(
-        NeedleConfig(relations=1.), n=4000, seed=103, questions=5, failures=Failures(mistaken=.6),
         settings=dict(max_steps=400, learning_rate=1e-3, **_LINEAR)))
 
 def teach(
