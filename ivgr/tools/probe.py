@@ -138,7 +138,8 @@ def qwen2_5_vl(
     text = dict(
         vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=128000,
-        rope_parameters=_rope(section), tie_word_embeddings=tie)
+        rope_parameters=_rope(section), tie_word_embeddings=tie,
+        bos_token_id=min(151643, vocab - 1), eos_token_id=min(151645, vocab - 1))
     tower = dict(
         depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, window_size=112,
         fullatt_block_indexes=[7, 15, 23, 31], out_hidden_size=hidden)
