@@ -8,7 +8,11 @@ The picture is drawn from nbs/results/ablations.jsonl, and keeps a digest of the
 """
 import argparse,json
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +34,12 @@ def draw_ablations():
     "Write nbs/images/components.png"
     from ivgr.studies.figures import draw_components
     rows, digest = shown_rows()
-    draw_components(rows).savefig(ROOT/'nbs/images/components.png', dpi=160, metadata=dict(Description=digest))
+    drawn = BytesIO()
+    draw_components(rows).savefig(drawn, dpi=160)
+    notes = PngInfo()
+    notes.add_text('Description', digest)
+    few_colours = Image.open(drawn).convert('RGB').quantize(64)  # a third of the bytes
+    few_colours.save(ROOT/'nbs/images/components.png', optimize=True, pnginfo=notes)
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
