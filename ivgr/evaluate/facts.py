@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACT_KINDS', 'FactCounts', 'count_facts', 'coverage_score', 'facts_score', 'named_regions', 'target_regions',
-           'names_places', 'Places', 'reply_regions', 'read_places']
+           'Places', 'names_places', 'reply_regions', 'read_places']
 
 # %% ../../nbs/evaluate/facts.ipynb #fact0003
 from collections import defaultdict
@@ -95,17 +95,6 @@ def target_regions(
     "The regions in which the targets lie"
     return {region(box, side) for box in boxes}
 
-def names_places(
-    question: str,                     # About a needle scene
-    text: str,                         # A reasoning about it
-    boxes: Sequence[Sequence[float]],  # Of the targets, `(x1, y1, x2, y2)` in pixels
-    side: int,                         # Of the square image, in pixels
-) -> bool:
-    "Are the regions that a text names those of the targets, and no others?"
-    named = named_regions(question, text)
-    return bool(named) and named == target_regions(boxes, side)
-
-# %% ../../nbs/evaluate/facts.ipynb #3e15c221
 class Places(NamedTuple):
     "Where a reply says that the targets of its question are, and where they are"
     named: set[str]    # Regions that its reasoning names; none where it has no reasoning between its tags
@@ -116,6 +105,16 @@ class Places(NamedTuple):
         "Are the regions of the targets named, and no others?"
         return bool(self.named) and self.named == self.targets
 
+def names_places(
+    question: str,                     # About a needle scene
+    text: str,                         # A reasoning about it
+    boxes: Sequence[Sequence[float]],  # Of the targets, `(x1, y1, x2, y2)` in pixels
+    side: int,                         # Of the square image, in pixels
+) -> bool:
+    "Are the regions that a text names those of the targets, and no others?"
+    return Places(named_regions(question, text), target_regions(boxes, side)).are_true
+
+# %% ../../nbs/evaluate/facts.ipynb #3e15c221
 def reply_regions(
     question: str,  # About a needle scene
     reply: str,     # Of either stream

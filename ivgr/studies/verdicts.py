@@ -7,8 +7,8 @@ __all__ = ['MARGIN', 'HELPS', 'HURTS', 'NO_DIFFERENCE', 'INCONCLUSIVE', 'NOT_RUN
            'GROUNDED_RIGHT', 'BOX', 'RIGHT_ON_THE_WAY', 'PLACE_ON_THE_WAY', 'KL_PARTNERS', 'PLACE_NAMES', 'PLACEBOS',
            'student_p', 'student_quantile', 'mean_interval', 'Change', 'measure_change', 'holm', 'verdict', 'Outcome',
            'outcome_by_seed', 'Comparison', 'comparisons_of', 'compare', 'Decided', 'decide', 'place_name', 'points',
-           'change_text', 'markdown_table', 'pair_name', 'mean_points', 'arm_of', 'component_table', 'readme_table',
-           'verdict_of', 'stated', 'placebo_text', 'other_arm', 'summary', 'missing_runs', 'missing_table']
+           'change_text', 'pair_name', 'mean_points', 'arm_of', 'component_table', 'readme_table', 'verdict_of',
+           'stated', 'placebo_text', 'other_arm', 'summary', 'missing_runs', 'missing_table']
 
 # %% ../../nbs/studies/verdicts.ipynb #ba9359e9
 import math
@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from ..core import InputError
+from ..evaluate.report import markdown_table
 from .arms import COMPONENT_ARMS, SEEDS, STUDIES, arm_in
 
 # %% ../../nbs/studies/verdicts.ipynb #05af3ad2
@@ -274,14 +275,6 @@ def change_text(
     if change is None:
         return ""
     return f"{100*change.mean:+.1f} ({100*change.low:+.1f} to {100*change.high:+.1f})"
-
-def markdown_table(
-    head: Sequence[str],             # Names of the columns
-    lines: Sequence[Sequence[str]],  # Cells
-) -> str:
-    "A table"
-    rule = ["---"]*len(head)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 def pair_name(
     comparison: Comparison,  # Of the design
