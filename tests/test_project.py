@@ -56,9 +56,21 @@ def test_sidebar_lists_every_notebook_once():
     listed = _notebooks_in(yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text()))
     assert sorted(listed)==sorted(NOTEBOOKS)
 
-def test_index_lists_every_notebook():
-    text = ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'])
-    assert set(re.findall(r'\]\(([\w/]+\.ipynb)\)', text))==NOTEBOOKS-{'index.ipynb'}
+INDEX = ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'])
+
+def test_index_links_the_book_and_every_tutorial():
+    linked = set(re.findall(r'\]\(([\w/]+\.ipynb)\)', INDEX))
+    wanted = {n for n in NOTEBOOKS if n.startswith('tutorials/') or re.match(r'\d\d_', n)}
+    assert not wanted-linked
+    assert linked<=NOTEBOOKS
+
+def test_index_shows_every_folder_of_notebooks():
+    tree = re.search(r'```\nnbs/.*?```', INDEX, re.S)[0]
+    assert set(re.findall(r'── (\w+)/', tree))=={n.split('/')[0] for n in NOTEBOOKS if '/' in n}|{'results'}
+    for path in re.findall(r'^([a-z][\w.]+)', tree, re.M): assert (ROOT/path).exists(), path
+
+def test_readme_is_short():
+    assert (ROOT/'README.md').stat().st_size<=12*1024
 
 @pytest.mark.parametrize('path', ['nbs/index.ipynb', 'README.md', 'CONTRIBUTING.md', 'Makefile', '.ci/run'])
 def test_every_make_target_that_is_mentioned_exists(path):

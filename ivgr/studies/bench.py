@@ -715,7 +715,8 @@ def result_text(
         r = arms[name]
         times = r.seconds/base.seconds if base else float("nan")
         step = f"{name:13}{r.seconds:9.2f}{r.least:8.2f}{r.most:8.2f}{times:7.1f}"
-        phases = f"{r.phases['sampling']:10.2f}{r.phases['reference']:11.2f}{r.phases['update']:8.2f}"
+        reference = r.phases.get("reference", 0)  # without KL there is none
+        phases = f"{r.phases['sampling']:10.2f}{reference:11.2f}{r.phases['update']:8.2f}"
         peak = f"{r.peaks.get('update', 0)/1e6:20.0f}"
         lines.append(f"{step}{phases}{peak}{r.tokens['update']:15}{r.images['update']:8}")
     return "\n".join(lines)
