@@ -396,6 +396,14 @@ def _trl_lora(
     targets = lora_targets(policy.model, settings)
     return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
 
+def _write_base(
+    model:nn.Module, # Random weights
+    folder:str,      # Where they go
+)->None:
+    "Files from which TRL can load its frozen reference"
+    model.save_pretrained(folder)
+    model.config.name_or_path = folder
+
 def _build_trl(
     case:Case,      # What is measured
     policy:Policy,  # Its own copy
@@ -409,6 +417,9 @@ def _build_trl(
     from datasets import Dataset
     from trl import GRPOTrainer
     policy.model.set_attn_implementation("sdpa")
+    loads_reference = not defaults and not case.lora_rank  # else there is no KL, or the adapter is switched off
+    if loads_reference and not policy.model.config.name_or_path:
+        _write_base(policy.model, f"{folder}/base")
     rows = _trl_rows(policy, bench_samples(policy, case))
     rewards = rewards_for(len(rows)*case.n)
     data = Dataset.from_list([dict(prompt=row["prompt"]) for row in rows])
