@@ -284,6 +284,7 @@ class Samples(Sequence):
         "A column as a list"
         values = self.table.column(name).to_pylist()
         return [values[number] for number in self.numbers]
+
 def _with_ending(name, n_before):
     "The id of a question that was asked so many times before"
     return f"{name}-{n_before + 1}" if n_before else name

@@ -567,7 +567,7 @@ def _load_start(
 
 def _describe_counts(
     demonstrations: Demonstrations,  # All that is learned from
-    counts: Sequence[TokenCount],    # From `count_tokens`
+    counts: Sequence[TokenCount],    # From `count_data_tokens`
 ) -> str:
     "One line that says how much sharing saves"
     n = sum(len(rows) for rows in demonstrations.rows)
