@@ -417,7 +417,7 @@ def _build_trl(
     from datasets import Dataset
     from trl import GRPOTrainer
     policy.model.set_attn_implementation("sdpa")
-    loads_reference = not defaults and not case.lora_rank  # else there is no KL, or the adapter is switched off
+    loads_reference = not defaults and not case.lora_rank  # else there is no KL, or an adapter
     if loads_reference and not policy.model.config.name_or_path:
         _write_base(policy.model, f"{folder}/base")
     rows = _trl_rows(policy, bench_samples(policy, case))
