@@ -4,6 +4,9 @@
 import json,subprocess,sys,tempfile,time
 from pathlib import Path
 
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from ivgr.archive import Archive, Reference, score_groups
 from ivgr.studies.bench import environment
@@ -33,6 +36,21 @@ def rollouts(streams=(Stream.GROUNDED, Stream.TEXTUAL), n=80):
             text = f"<think>The red tile{box(i)} is in the upper left. Its top is blue.</think><answer>{'ABCD'[i%4]}</answer>"
             yield Rollout(s, [1]*30, [-1.]*30, text, parsed=parse(text, s, Frame(1000, 1000, "unit1000")))
 
+def write_large(folder, copies=51):
+    "51,000 rows with their pictures inside, as the authors publish theirs"
+    write_needle(folder/"scenes", "train", 1000, progress=False)
+    rows = pq.read_table(folder/"scenes/train.parquet").to_pylist()
+    for row in rows: row["images"] = [dict(bytes=(folder/"scenes"/path).read_bytes(), path=path) for path in row["images"]]
+    table = pa.Table.from_pylist(rows)
+    with pq.ParquetWriter(folder/"train.parquet", table.schema) as writer:
+        for k in range(copies):
+            ids = pa.array([f"{row['id']}-{k}" for row in rows])
+            writer.write_table(table.set_column(table.schema.get_field_index("id"), "id", ids))
+
+def first_and_last(folder):
+    samples = Samples(folder, "train")
+    return load_image(samples[0].images[0]), load_image(samples[-1].images[0])
+
 def main():
     torch.set_num_threads(1)
     costs = {"import ivgr, s":started("-c", "import ivgr"), "ivgr --help, s":started("-m", "ivgr", "--help")}
@@ -41,6 +59,13 @@ def main():
         costs["needle scenes written a second"] = 1000/best(lambda: write_needle(data, "train", 1000, progress=False), 3)
         samples = Samples(data, "train")
         costs["needle scenes read a second"] = 1000/best(lambda: [load_image(s.images[0]) for s in samples], 3)
+        large = Path(folder)/"large"
+        large.mkdir()
+        write_large(large)
+        memory,before = psutil.Process().memory_info,psutil.Process().memory_info().rss
+        first_and_last(large)
+        costs["51,000 rows with pictures opened, MB more"] = (memory().rss-before)/1e6
+        costs["51,000 rows with pictures opened, first and last read, s"] = best(lambda: first_and_last(large))
         groups = [Group(s, list(rollouts()), Frame(1000, 1000, "unit1000"), (96, 96)) for s in samples[:16]]
         costs[f"rewards of {sum(len(g.rollouts) for g in groups)} rollouts, no judge, s"] = best(lambda: score_groups(groups, Archive(.3), None, 0))
         archive,text = Archive(.3),"The red tile is in the upper left. Its top is blue. "*6
@@ -51,6 +76,6 @@ def main():
         costs["saved again with 500 better references, s"] = best(lambda: archive.save(path), before=lambda: archive.merge(state(500, next(rewards))))
         costs["archive of 50,000 queries loaded, s"] = best(lambda: Archive.load(path))
     write_atomic("nbs/results/small_costs.json", json.dumps(dict(machine=environment(), best_of=5, found={k:round(v, 3) for k,v in costs.items()}), indent=1)+"\n")
-    for k,v in costs.items(): print(f"{k:50} {v:8.3f}")
+    for k,v in costs.items(): print(f"{k:60} {v:8.3f}")
 
 if __name__=="__main__": main()

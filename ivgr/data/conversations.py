@@ -25,6 +25,7 @@ from ..core import FRAMES, Frame, InputError, Parsed, Sample, Stream
 from .files import locate
 from .images import image_key, image_size, read_images
 from .samples import Samples, image_finder, is_paired, load_table, paths_in, rows_by_image
+from .tables import row_number
 from ..prompts import move_boxes, parse, strip_placeholders
 
 # %% ../../nbs/data/conversations.ipynb #28268fd5
@@ -350,7 +351,7 @@ class Conversations(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
-        return self.demonstration(i).sample
+        return self.demonstration(row_number(i, self)).sample
     @property
     def sources(self) -> list[str | None]:
         "Where each row comes from; None where that can't be read"

@@ -24,7 +24,7 @@ from ..boxes import is_four_numbers
 from ..core import InputError, Sample
 from .files import ImageFinder, locate
 from .images import image_key, image_size, read_images, stored_size
-from .tables import ParquetTable, open_table
+from .tables import ParquetTable, open_table, row_number
 from ..prompts import PLACEHOLDER, strip_placeholders
 
 # %% ../../nbs/data/samples.ipynb #4650b473
@@ -219,7 +219,7 @@ class Samples(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
-        return self.read(i)[0]
+        return self.read(row_number(i, self))[0]
 
     def row(
         self,

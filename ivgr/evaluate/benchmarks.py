@@ -27,7 +27,7 @@ from ..core import InputError, Sample
 from ..data.answers import accuracy, read_options
 from ..data.files import ImageFinder
 from ..data.images import Encoded, image_size
-from ..data.tables import DELIMITERS, open_table
+from ..data.tables import DELIMITERS, open_table, row_number
 from .statistics import checked_results, group_rows, mean_of
 from ..needle import NeedleConfig, ask, needle_scene, render
 
@@ -703,6 +703,7 @@ class Questions(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return Part(self, range(*i.indices(len(self))))
+        i = row_number(i, self)
         where = f"{self.file.name}, row {i}"
         try:
             fields = self.form.read(Row(self.row(i), self.find, where))
@@ -761,8 +762,9 @@ class Needles(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return Part(self, range(*i.indices(len(self))))
-        if not 0 <= i < len(self):
-            raise IndexError(f"question {i} of {len(self)}")
+        i = row_number(i, self)
+        if i >= len(self):
+            raise IndexError(f"row {i} of {len(self)}")
         tiles, clutter, rng = needle_scene("test", i, self.config, seed=2605)
         question = ask(rng, tiles, self.config)
         return Sample(
