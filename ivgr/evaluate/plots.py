@@ -334,8 +334,8 @@ def draw_scene(
     "A picture at two times: where a policy looked, and what it replied in each stream"
     old_rows = {row["mode"]: row for row in before}
     changes = [Change("", old_rows.get(row["mode"], row), row) for row in now]
-    fig = new_figure(9, 3.9)
-    grid = fig.add_gridspec(len(changes), 3, width_ratios=(1, 1, 1.5), left=.01, right=.99, top=.87,
+    fig = new_figure(7.5, 3.7)
+    grid = fig.add_gridspec(len(changes), 3, width_ratios=(1, 1, 1.35), left=.01, right=.99, top=.87,
                             bottom=.02, wspace=.04)
     for k, (name, rows) in enumerate(zip(names, (before, now))):
         ax = fig.add_subplot(grid[:, k])
@@ -343,8 +343,8 @@ def draw_scene(
         ax.set_title(name, loc="left", fontsize=9)
     for k, change in enumerate(changes):
         labels = tuple(f"{change.after['mode']}, {name}" for name in names)
-        _draw_change(fig.add_subplot(grid[k, 2]), change, 52, labels, 8)
-    title = textwrap.shorten(f"{sample.question} → {sample.answer}", 110, placeholder=" …")
+        _draw_change(fig.add_subplot(grid[k, 2]), change, 44, labels, 8)
+    title = textwrap.shorten(f"{sample.question} → {sample.answer}", 90, placeholder=" …")
     fig.text(.01, .98, title, va="top", fontsize=10, weight="bold", parse_math=False)
     return finish_figure(fig, path)
 
