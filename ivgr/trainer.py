@@ -109,7 +109,7 @@ class ObjectiveConfig(RewardConfig):
     consistency_for: str = choice_setting("consistency_for")
     all_wrong: str = choice_setting("all_wrong")
     zero_variance: str = choice_setting("zero_variance")
-    redraws: int = setting(3, "How often at most queries make room for others, with --zero_variance redraw")
+    redraws: int = setting(3, "How often at most queries make room for others, with `--zero_variance redraw`")
     truncated: str = choice_setting("truncated")
     box_reward: str = choice_setting("box_reward")
 
@@ -148,7 +148,7 @@ class DualStreamConfig(HeldOutConfig):
         None, "Share of unpaired rows in a batch; default as in the data (released run: 52 of 282)")
     shard_base: bool = setting(
         False, "Split the frozen weights beside an adapter between the processes, for a base that is too "
-               "large for a card; needs --rollout_url")
+               "large for a card; needs `--rollout_url`")
     share_prefix: bool = setting(
         True, "Run image and question once for all rollouts of a query; false: the unshared baseline, once "
               "for each")
