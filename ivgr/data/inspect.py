@@ -231,7 +231,7 @@ def _draw_panel(
     ax.tick_params(labelsize=6.5, length=2)
     if k == 0:
         draw_boxes(ax, list(sample.boxes), [])
-        text = wrap_text(f"{sample.question} → {sample.answer}", 46, 3)
+        text = wrap_text(f"{sample.question} → {sample.answer}", 36, 3)
         ax.set_xlabel(text, fontsize=8, loc="left", parse_math=False)
 
 def draw_samples(
@@ -242,9 +242,9 @@ def draw_samples(
     panels = [(sample, k) for sample in samples for k in range(len(sample.images))]
     if not panels:
         raise InputError("there are no samples to draw")
-    columns = min(4, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
-    fig = new_figure(3 * columns, 3.1 * rows)
+    fig = new_figure(2.5 * columns, 2.75 * rows)
     axes = list(fig.subplots(rows, columns, squeeze=False).flat)
     for ax, (sample, k) in zip(axes, panels):
         _draw_panel(ax, sample, k)
