@@ -23,7 +23,7 @@ def without_number(name):
     "As nbdev names a page: that of 05_judge is judge"
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)
 
-UNREAD = 'website.image-alt|tbl-colwidths|fig-format|fig-dpi|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
+UNREAD = 'website.image-alt|grid|tbl-colwidths|fig-format|fig-dpi|respect-user-color-scheme|html-math-method'  # settings for Quarto; the last is written here
 
 def render():
     "Fill _docs/; the name of the renderer"
