@@ -715,21 +715,21 @@ def _case_text(
 def result_text(
     case:Case,               # What was measured
     arms:dict[str, Result],  # The results
-)->str:                      # A table
+)->str:                      # A table; peak, tokens and images are those of an update's pass
     "A case's results for people"
     base = arms.get("shared")
-    head = (f"{'':13}{'step, s':>9}{'from':>8}{'to':>8}{'times':>7}"
-            f"{'sampling':>10}{'reference':>11}{'update':>8}"
-            f"{'peak of update, MB':>20}{'tokens a pass':>15}{'images':>8}")
+    head = (f"{'':12}{'step, s':>8}{'from':>8}{'to':>8}{'times':>6}"
+            f"{'sampling':>9}{'reference':>10}{'update':>8}"
+            f"{'peak MB':>9}{'tokens':>8}{'images':>7}")
     lines = [_case_text(case), head]
     for name in sorted(arms, key=BENCH_ARMS.index):
         r = arms[name]
         times = r.seconds/base.seconds if base else float("nan")
-        step = f"{name:13}{r.seconds:9.2f}{r.least:8.2f}{r.most:8.2f}{times:7.1f}"
+        step = f"{name:12}{r.seconds:8.2f}{r.least:8.2f}{r.most:8.2f}{times:6.1f}"
         reference = r.phases.get("reference", 0)  # without KL there is none
-        phases = f"{r.phases['sampling']:10.2f}{reference:11.2f}{r.phases['update']:8.2f}"
-        peak = f"{r.peaks.get('update', 0)/1e6:20.0f}"
-        lines.append(f"{step}{phases}{peak}{r.tokens['update']:15}{r.images['update']:8}")
+        phases = f"{r.phases['sampling']:9.2f}{reference:10.2f}{r.phases['update']:8.2f}"
+        peak = f"{r.peaks.get('update', 0)/1e6:9.0f}"
+        lines.append(f"{step}{phases}{peak}{r.tokens['update']:8}{r.images['update']:7}")
     return "\n".join(lines)
 
 # %% ../../nbs/studies/bench.ipynb #18ec1759
