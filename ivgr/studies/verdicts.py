@@ -401,20 +401,30 @@ PLACEBOS = (
     Comparison("judge", "full@noisy", "chance-judge@noisy"),
     Comparison("judge", "full@noisy", "full-again@noisy"))
 
+def _found_text(
+    rows: Sequence[dict],    # From `read_rows`
+    comparison: Comparison,  # Of the design
+    outcome: Outcome,        # One of `TESTED`
+) -> str:
+    "A difference and its verdict"
+    change = compare(rows, comparison, outcome)
+    name = verdict_of(rows, comparison, outcome)
+    return f"{outcome.name} {change_text(change)}, {name}" if change else name
+
 def placebo_text(
     rows: Sequence[dict],  # From `read_rows`
-) -> str:                  # Markdown
+) -> str:                  # A list in Markdown
     "What the placebos did; one that beats the full method comes first, in bold"
     beaten = []
     others = []
     for comparison in PLACEBOS:
-        name = verdict_of(rows, comparison, RIGHT)
-        text = f"{pair_name(comparison)}: {name}"
-        if name == HURTS:
-            beaten.append(f"**{text}**")
+        found = [_found_text(rows, comparison, outcome) for outcome in (RIGHT, TRUE)]
+        text = f"{pair_name(comparison)}: {'; '.join(dict.fromkeys(found))}"
+        if any(line.endswith(HURTS) for line in found):
+            beaten.append(f"* **{text}**")
         else:
-            others.append(text)
-    return f"Placebos, by right answers: {'; '.join(beaten+others)}."
+            others.append(f"* {text}")
+    return "\n".join(["Placebos, which must not do better than the full method:", "", *beaten, *others])
 
 def other_arm(
     comparison: Comparison,  # Of the design
