@@ -48,18 +48,20 @@ def generation_settings(
 # %% ../../nbs/serve/merge.ipynb #ae56b6d8
 _HOW = """## How to ask
 
-Merged by ivgr {version}, in {dtype}. One user turn: the image, then a text of two parts, the question and,
-on a line of its own, an instruction. The instruction chooses the stream; ask for a textual reply unless you
+Merged by ivgr {version}, in {dtype}. One user turn: the image, then a text
+of two parts, the question and, on a line of its own, an instruction.
+The instruction chooses the stream; ask for a textual reply unless you
 want the boxes.
 
 | stream | instruction |
 |---|---|
 {rows}
 
-The reply reasons between `<think>` and `</think>`, and answers between `<answer>` and `</answer>`. {boxes}
+The reply reasons between `<think>` and `</think>`, and answers between
+`<answer>` and `</answer>`. {boxes}
 """
-_PIXELS = "Boxes are in pixels of the image as the image processor resizes it."
-_THOUSANDTHS = "Boxes are in thousandths of the image's width and height."
+_PIXELS = "Boxes are in pixels of the image\nas the image processor resizes it."
+_THOUSANDTHS = "Boxes are in thousandths of the image's\nwidth and height."
 
 def merged_card(
     card: str,      # Of the run; empty: it has none
