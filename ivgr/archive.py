@@ -42,7 +42,7 @@ _CHECKS = {
 
 @dataclass(frozen=True)
 class Reference:
-    "The best grounded rollout of one query so far (paper: `b*`)"
+    "The best grounded rollout of one query so far (paper: b*)"
     sample_id: str     # Of the query; the archive's key
     text: str          # Its reasoning, verbatim
     boxes: tuple       # Its boxes `(x1, y1, x2, y2)`, as the policy wrote them
